@@ -1,0 +1,34 @@
+"""Deep networks that run backwards: composable invertible layers for PyTorch."""
+
+from .coupling import Additive, Coupling, CouplingTransform
+from .identity import Identity
+from .inverse import Inverse
+from .module import Exactness, InvertibleModule, Value
+from .pad_split import PadSplit
+from .parallel import Parallel
+from .permute import Permute
+from .pixel_unshuffle import PixelUnshuffle
+from .sequential import Sequential
+from .split import Merge, Split
+from .swap import Swap
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Additive",
+    "Coupling",
+    "CouplingTransform",
+    "Exactness",
+    "Identity",
+    "Inverse",
+    "InvertibleModule",
+    "Merge",
+    "PadSplit",
+    "Parallel",
+    "Permute",
+    "PixelUnshuffle",
+    "Sequential",
+    "Split",
+    "Swap",
+    "Value",
+]

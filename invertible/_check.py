@@ -1,0 +1,63 @@
+"""Builds the error messages of the layers, each of the form ``who: rule, got what.`` and, where it helps, a fix."""
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from ._value import describe
+
+
+def name(module: nn.Module) -> str:
+    """``ClassName(options)``; never ``repr``, which prints a container's whole tree."""
+    return f"{type(module).__name__}({module.extra_repr()})"
+
+
+def type_error(module: nn.Module, rule: str, got: object, fix: str = "") -> TypeError:
+    """The error for a value of the wrong kind."""
+    return TypeError(f"{name(module)}: {rule}, got {describe(got)}.{fix}")
+
+
+def value_error(module: nn.Module, rule: str, got: object, fix: str = "") -> ValueError:
+    """The error for a value of the right kind that breaks a rule."""
+    return ValueError(f"{name(module)}: {rule}, got {describe(got)}.{fix}")
+
+
+def is_tensor(module: nn.Module, value: object) -> Tensor:
+    """Returns ``value`` if it is a tensor with at least a batch and channels."""
+    if not isinstance(value, Tensor):
+        fix = " Join it first: Sequential(..., Merge(), ...)." if isinstance(value, tuple) else ""
+        raise type_error(module, "expected a tensor", cast("object", value), fix)
+    if value.ndim < 2:
+        raise value_error(module, "expected a tensor of shape (batch, channels, ...)", value)
+    return value
+
+
+def is_pair(module: nn.Module, value: object) -> tuple[Tensor, Tensor]:
+    """Returns ``value`` if it is a tuple of two tensors.
+
+    A tensor with a batch of two would unpack without complaint, along the batch; hence the tuple.
+    """
+    if isinstance(value, tuple):
+        parts = cast("tuple[object, ...]", value)
+        if len(parts) == 2 and isinstance(parts[0], Tensor) and isinstance(parts[1], Tensor):
+            return is_tensor(module, parts[0]), is_tensor(module, parts[1])
+    fix = " Split it first: Sequential(Split(), ...)." if isinstance(value, Tensor) else ""
+    raise type_error(module, "expected a pair of tensors (x1, x2)", cast("object", value), fix)
+
+
+def are_streams(module: nn.Module, value: object) -> tuple[Tensor, Tensor]:
+    """Returns ``value`` if it is a pair of tensors that can be joined along the channels."""
+    x1, x2 = is_pair(module, value)
+    if x1.dtype != x2.dtype:
+        raise TypeError(f"{name(module)}: both streams must have one dtype, got {x1.dtype} and {x2.dtype}.")
+    if x1.device != x2.device:
+        raise ValueError(f"{name(module)}: both streams must be on one device, got {x1.device} and {x2.device}.")
+    if x1.shape[:1] + x1.shape[2:] != x2.shape[:1] + x2.shape[2:]:
+        raise value_error(module, "both streams must have the same batch and spatial size", value)
+    return x1, x2
+
+
+def is_floating(module: nn.Module, x: Tensor) -> None:
+    """Refuses integers, booleans and complex numbers."""
+    if not x.is_floating_point():
+        raise TypeError(f"{name(module)}: expected a floating-point tensor, got dtype {x.dtype}.")

@@ -1,0 +1,42 @@
+"""What flows between layers: a tensor, or a nested tuple of tensors."""
+
+from collections.abc import Callable, Iterator
+from typing import TypeAlias, Union, cast
+
+from torch import Tensor
+
+__all__ = ["Value", "describe", "is_channels_last", "leaves", "map_value"]
+
+Value: TypeAlias = Union[Tensor, tuple["Value", ...]]  # noqa: UP007 (an alias that names itself)
+"""A tensor, or a (possibly nested) tuple of tensors: the streams of a reversible network."""
+
+
+def leaves(value: Value) -> Iterator[Tensor]:
+    """Yields the tensors of a value, in order."""
+    if isinstance(value, tuple):
+        for part in value:
+            yield from leaves(part)
+    else:
+        yield value
+
+
+def map_value(function: Callable[[Tensor], Tensor], value: Value) -> Value:
+    """Applies a function to every tensor of a value and keeps the nesting."""
+    if isinstance(value, tuple):
+        return tuple(map_value(function, part) for part in value)
+    return function(value)
+
+
+def describe(value: object) -> str:
+    """Says what a value is, in the words that error messages use."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, tuple):
+        parts = cast("tuple[object, ...]", value)
+        return "a tuple of " + (", ".join(describe(part) for part in parts) or "nothing")
+    return f"an object of type {type(value).__name__}"
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels are innermost in memory, in a view of such a tensor too."""
+    return x.ndim in (4, 5) and x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()

@@ -1,0 +1,253 @@
+"""Couplings: invertible whatever the function inside."""
+
+import abc
+import inspect
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _check
+from ._buffers import buffers_moving, kept_buffers
+from ._value import Value, describe
+from .module import Exactness, InvertibleModule, zero_log_det
+
+__all__ = ["Additive", "Coupling", "CouplingTransform"]
+
+_DROPOUT: type[nn.Module] = nn.modules.dropout._DropoutNd  # pyright: ignore[reportPrivateUsage]
+
+
+class CouplingTransform(nn.Module, abc.ABC):
+    r"""What a coupling does to one stream: a bijection, element by element, with parameters that a function produces.
+
+    The parameters are channels of the function's output, parameter-major: for two parameters, a scale and a shift,
+    the first half of the channels holds the scales and the second the shifts.
+    """
+
+    parameters_per_element: int
+    """How many parameters an element takes: the function has this many times the stream's channels."""
+
+    @abc.abstractmethod
+    def forward(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """Transforms ``x``."""
+
+    @abc.abstractmethod
+    def inverse(self, y: Tensor, parameters: Tensor) -> Tensor:
+        """Undoes :meth:`forward` with the same parameters."""
+
+    @abc.abstractmethod
+    def forward_and_log_det(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Transforms ``x`` and returns the log-determinant per sample."""
+
+    @abc.abstractmethod
+    def inverse_and_log_det(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Undoes :meth:`forward` and returns the log-determinant of the inverse per sample."""
+
+
+class Additive(CouplingTransform):
+    r"""Adds the function's output: :math:`(x; t) \mapsto x + t`, with log-determinant 0.
+
+    Source: NICE (Dinh et al., 2014), https://arxiv.org/abs/1410.8516
+
+    Example:
+        >>> Additive()(torch.ones(1, 1), torch.tensor([[2.]]))
+        tensor([[3.]])
+    """
+
+    parameters_per_element = 1
+
+    def forward(self, x: Tensor, parameters: Tensor) -> Tensor:
+        return x + parameters
+
+    def inverse(self, y: Tensor, parameters: Tensor) -> Tensor:
+        return y - parameters
+
+    def forward_and_log_det(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x, parameters), zero_log_det(x)
+
+    def inverse_and_log_det(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inverse(y, parameters), zero_log_det(y)
+
+
+class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
+    r"""Transforms one stream by a function of the other, and swaps the two (unlike FrEIA, nflows and RealNVP).
+
+    With S = ``downsample``, F = ``function`` and T = ``transform``,
+
+    .. math::
+        (x, \tilde x) \mapsto (S \tilde x, \; T(S x;\, F \tilde x)),
+        \qquad\text{additive:}\quad (S \tilde x, \; S x + F \tilde x).
+
+    F is never inverted: it may be any module that maps :math:`\tilde x` to the shape of :math:`S x`. It is evaluated
+    once per direction. If its ``forward`` has a parameter named ``condition``, it is called
+    ``function(x̃, condition=condition)``. Without ``downsample``, the first output is :math:`\tilde x` itself.
+
+    In ``inverse`` the function's buffers stay as they are, in training mode too (see :class:`InvertibleModule`).
+    Dropout inside the function makes the layer ``stochastic``: in training mode, each direction draws its own masks.
+    The log-determinant is that of S, on both streams, plus that of T.
+
+    Source: i-RevNet (Jacobsen et al., 2018), Eq. (1), https://arxiv.org/abs/1802.07088, with S applied to both
+    streams as in its released code; the equation prints :math:`x_j` without S.
+
+    Args:
+        function: the free part F of the coupling.
+        transform: what its output does to a stream; ``None`` stands for :class:`Additive`.
+        downsample: the map S, of a tensor to a tensor, usually ``PixelUnshuffle(2)``; ``None`` for the identity.
+
+    Shape:
+        - Input: a pair of ``(batch, channels, ...)``; the two may differ in channels where F allows it
+        - Output: a pair; without ``downsample``, of the shapes of ``(x̃, x)``
+
+    Raises:
+        TypeError: if the input is not a pair of floating-point tensors of one dtype, or the function's output is
+            not a tensor whose dtype the stream can hold.
+        ValueError: if the streams differ in batch, spatial size or device, if the function's output has a wrong
+            shape, or if the function wrote to its input.
+
+    Example:
+        >>> coupling = Coupling(nn.Tanh())
+        >>> x, x_tilde = torch.ones(1, 2), torch.zeros(1, 2)
+        >>> coupling((x, x_tilde))
+        (tensor([[0., 0.]]), tensor([[1., 1.]]))
+        >>> coupling.inverse(coupling((x, x_tilde)))
+        (tensor([[1., 1.]]), tensor([[0., 0.]]))
+    """
+
+    def __init__(
+        self,
+        function: nn.Module,
+        transform: CouplingTransform | None = None,
+        *,
+        downsample: InvertibleModule[Any, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        transform = Additive() if transform is None else transform
+        _check_option("function", function, nn.Module)
+        _check_option("transform", transform, CouplingTransform)
+        if downsample is not None:
+            _check_option("downsample", downsample, InvertibleModule)
+        self.function = function
+        self.transform = transform
+        self.downsample = downsample
+
+    @property
+    def bijective(self) -> bool:
+        return self.downsample is None or self.downsample.bijective
+
+    @property
+    def exactness(self) -> Exactness:
+        own = Exactness.ROUNDING
+        return own if self.downsample is None else max(own, self.downsample.exactness)
+
+    @property
+    def stochastic(self) -> bool:
+        return any(isinstance(m, _DROPOUT) and m.training and getattr(m, "p", 1) > 0 for m in self.modules())
+
+    def forward(self, x: tuple[Tensor, Tensor], *, condition: Value | None = None) -> tuple[Tensor, Tensor]:
+        x1, x2 = self._streams(x)
+        y1, base = self._down(x2, condition), self._down(x1, condition)
+        return y1, self.transform(base, self._evaluate(x2, base, condition, moving=True))
+
+    def inverse(self, y: tuple[Tensor, Tensor], *, condition: Value | None = None) -> tuple[Tensor, Tensor]:
+        y1, y2 = self._streams(y)
+        x2 = self._up(y1, condition)
+        base = self.transform.inverse(y2, self._evaluate(x2, y2, condition, moving=False))
+        return self._up(base, condition), x2
+
+    def forward_and_log_det(
+        self, x: tuple[Tensor, Tensor], *, condition: Value | None = None
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Maps ``x`` to ``y`` and returns the log-determinant per sample."""
+        x1, x2 = self._streams(x)
+        (y1, log_det_2), (base, log_det_1) = (
+            self._down_and_log_det(x2, condition),
+            self._down_and_log_det(x1, condition),
+        )
+        y2, log_det = self.transform.forward_and_log_det(base, self._evaluate(x2, base, condition, moving=True))
+        return (y1, y2), log_det_1 + log_det_2 + log_det
+
+    def inverse_and_log_det(
+        self, y: tuple[Tensor, Tensor], *, condition: Value | None = None
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Maps ``y`` to ``x`` and returns the log-determinant of the inverse per sample."""
+        y1, y2 = self._streams(y)
+        x2, log_det_2 = self._up_and_log_det(y1, condition)
+        base, log_det = self.transform.inverse_and_log_det(y2, self._evaluate(x2, y2, condition, moving=False))
+        x1, log_det_1 = self._up_and_log_det(base, condition)
+        return (x1, x2), log_det_1 + log_det_2 + log_det
+
+    def _streams(self, value: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x1, x2 = _check.are_streams(self, value)
+        _check.is_floating(self, x1)
+        return x1, x2
+
+    def _down(self, x: Tensor, condition: Value | None) -> Tensor:
+        return x if self.downsample is None else self.downsample(x, condition=condition)
+
+    def _up(self, y: Tensor, condition: Value | None) -> Tensor:
+        return y if self.downsample is None else self.downsample.inverse(y, condition=condition)
+
+    def _down_and_log_det(self, x: Tensor, condition: Value | None) -> tuple[Tensor, Tensor]:
+        if self.downsample is None:
+            return x, zero_log_det(x)
+        self._refuse_injective()
+        return self.downsample.forward_and_log_det(x, condition=condition)
+
+    def _up_and_log_det(self, y: Tensor, condition: Value | None) -> tuple[Tensor, Tensor]:
+        if self.downsample is None:
+            return y, zero_log_det(y)
+        self._refuse_injective()
+        return self.downsample.inverse_and_log_det(y, condition=condition)
+
+    def _refuse_injective(self) -> None:
+        # With a tall S, F's part outside the range of S enters det JᵀJ: it is no sum of the layers' any more.
+        if not self.bijective:
+            raise ValueError(f"{_check.name(self)}: has no log-determinant, because downsample is not bijective.")
+
+    def _evaluate(self, x2: Tensor, base: Tensor, condition: Value | None, *, moving: bool) -> Tensor:
+        """Evaluates F on ``x2``; its output must fit ``base``, the stream that it transforms."""
+        keep = not buffers_moving(default=moving) and any(part.training for part in self.function.modules())
+        version = _version(x2)
+        with kept_buffers(self.function) if keep else nullcontext():
+            parameters = self.function(x2, condition=condition) if self._conditional else self.function(x2)
+        if _version(x2) != version:
+            raise ValueError(
+                f"{_check.name(self)}: the function must not write to its input, but it did, and the stream is lost. "
+                "Is its first layer in-place, such as ReLU(inplace=True)?"
+            )
+        moved = not keep and self.function.training and any(True for _ in self.function.buffers())
+        self._check_parameters(parameters, base, " The function's buffers have moved already." if moved else "")
+        return parameters
+
+    @property
+    def _conditional(self) -> bool:
+        function = getattr(self.function, "_orig_mod", self.function)  # look through torch.compile
+        return "condition" in inspect.signature(function.forward).parameters
+
+    def _check_parameters(self, parameters: object, base: Tensor, note: str) -> None:
+        # The one check that comes late: only its output shows what a function does.
+        if not isinstance(parameters, Tensor):
+            raise _check.type_error(self, "the function must return a tensor", parameters, note)
+        channels = base.shape[1] * self.transform.parameters_per_element
+        expected = (base.shape[0], channels, *base.shape[2:])
+        if parameters.shape != expected:
+            rule = f"the function must return a tensor of shape {expected}"
+            raise _check.value_error(self, rule, parameters, note)
+        fits = parameters.is_floating_point() and torch.promote_types(parameters.dtype, base.dtype) == base.dtype
+        if not fits:
+            rule = f"the function's output must fit into the stream's dtype {base.dtype}"
+            raise TypeError(f"{_check.name(self)}: {rule}, got {parameters.dtype}.{note}")
+        if parameters.device != base.device:
+            rule = f"the function's output must be on the stream's device {base.device}"
+            raise ValueError(f"{_check.name(self)}: {rule}, got {parameters.device}.{note}")
+
+
+def _version(x: Tensor) -> int:
+    """Counts the writes to a tensor; inference tensors and traced ones don't count theirs."""
+    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
+
+
+def _check_option(option: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"Coupling: {option} must be of type {kind.__name__}, got {describe(value)}.")

@@ -1,0 +1,136 @@
+"""The contract that every layer and every container of this library keeps."""
+
+import abc
+import enum
+from typing import Generic, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from ._buffers import buffers_stay
+from ._check import name
+from ._value import Value, describe, leaves
+
+__all__ = ["Exactness", "InvertibleModule", "Value"]
+
+X = TypeVar("X", bound=Value)
+Y = TypeVar("Y", bound=Value)
+
+
+class Exactness(enum.IntEnum):
+    """How close ``inverse(forward(x))`` comes to ``x``; containers take the weakest of their layers."""
+
+    EXACT = 0
+    """Bit for bit: nothing is computed, or only what has no rounding."""
+    ROUNDING = 1
+    """Up to the rounding of floating-point arithmetic."""
+    ITERATIVE = 2
+    """Up to the tolerance of an iterative solver."""
+
+
+class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
+    r"""A layer that can be run backwards.
+
+    .. math::
+        y = \mathrm{forward}(x) \qquad\Longleftrightarrow\qquad x = \mathrm{inverse}(y)
+
+    One value goes in and one value comes out: a tensor, or a (possibly nested) tuple of tensors, batch first and
+    channels second. Neither direction writes to what it was given; outputs may share storage with inputs where a
+    layer only moves elements.
+
+    A layer of your own defines :meth:`forward` and :meth:`inverse`, and :meth:`forward_and_log_det` if it is to
+    serve a density. All other methods follow from these. :func:`invertible.testing.check` tries the laws on it.
+
+    ``inverse`` in training mode uses batch statistics like ``forward``, but moves no buffer; the direction that is
+    trained moves them, which is ``forward``, or ``Inverse(net)(x)``.
+
+    Example:
+        >>> class Double(InvertibleModule[Tensor, Tensor]):
+        ...     def forward(self, x, *, condition=None):
+        ...         return 2 * x
+        ...
+        ...     def inverse(self, y, *, condition=None):
+        ...         return y / 2
+        >>> Double().inverse(Double()(torch.ones(1, 3)))
+        tensor([[1., 1., 1.]])
+    """
+
+    @property
+    def bijective(self) -> bool:
+        """Whether the map is onto. ``False``: it is injective, and ``inverse`` is a left inverse."""
+        return True
+
+    @property
+    def isometric(self) -> bool:
+        """Whether the map only moves elements: a permutation, a reshape or zero padding. It keeps distances."""
+        return False
+
+    @property
+    def exactness(self) -> Exactness:
+        """How close the round trip comes to its input."""
+        return Exactness.EXACT if self.isometric else Exactness.ROUNDING
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two calls with the same input may differ, as with dropout in training mode."""
+        return False
+
+    @abc.abstractmethod
+    def forward(self, x: X, *, condition: Value | None = None) -> Y:
+        """Maps ``x`` to ``y``. A layer without use for a ``condition`` ignores it."""
+
+    @abc.abstractmethod
+    def inverse(self, y: Y, *, condition: Value | None = None) -> X:
+        """Maps ``y`` back to ``x``: the inverse, or a left inverse where the layer is not bijective."""
+
+    def forward_and_log_det(self, x: X, *, condition: Value | None = None) -> tuple[Y, Tensor]:
+        r"""Maps ``x`` to ``y`` and returns :math:`\log|\det J|`, of shape ``(batch,)``.
+
+        For an injective layer it is :math:`\tfrac12\log\det J^\top J`. The default serves isometric layers, where
+        it is zero.
+
+        Raises:
+            NotImplementedError: if the layer is not isometric and does not define this method.
+        """
+        if not self.isometric:
+            message = f"{name(self)}: has no log-determinant. Define forward_and_log_det in {type(self).__name__}."
+            raise NotImplementedError(message)
+        y = cast("Y", self(x, condition=condition))
+        return y, zero_log_det(x)
+
+    def inverse_and_log_det(self, y: Y, *, condition: Value | None = None) -> tuple[X, Tensor]:
+        r"""Maps ``y`` to ``x`` and returns :math:`\log|\det J^{-1}|`, of shape ``(batch,)``.
+
+        The default evaluates the layer in both directions and returns the negative of the forward one.
+        """
+        x = self.inverse(y, condition=condition)
+        if self.isometric:
+            return x, zero_log_det(x)
+        with buffers_stay():
+            _, log_det = self.forward_and_log_det(x, condition=condition)
+        return x, -log_det
+
+    def off_range(self, y: Y, *, condition: Value | None = None) -> Tensor:
+        r"""Returns :math:`\lVert y - \mathrm{forward}(\mathrm{inverse}(y))\rVert` per sample, of shape ``(batch,)``.
+
+        It is zero, up to rounding, where ``y`` is an output of the layer: everywhere for a bijective layer, and on
+        the layer's range for an injective one.
+        """
+        with buffers_stay():
+            projected = cast("Y", self(self.inverse(y, condition=condition), condition=condition))
+        parts = [(a - b).flatten(1) for a, b in zip(leaves(y), leaves(projected), strict=True)]
+        return torch.linalg.vector_norm(torch.cat(parts, dim=1), dim=1)  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
+
+
+def zero_log_det(value: Value) -> Tensor:
+    """Returns a zero per sample, in the value's own precision."""
+    x = next(leaves(value))
+    dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    return x.new_zeros(x.shape[0], dtype=dtype)
+
+
+def check_layer(container: str, layer: object) -> None:
+    """Refuses to put into a container what has no inverse."""
+    if not isinstance(layer, InvertibleModule):
+        fix = " A function without an inverse goes into a Coupling." if isinstance(layer, nn.Module) else ""
+        raise TypeError(f"{container}: expected an InvertibleModule, got {describe(layer)}.{fix}")

@@ -1,0 +1,196 @@
+"""One layer after another."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast, overload
+
+from torch import Tensor
+
+from . import _check
+from ._value import Value
+from .module import Exactness, InvertibleModule, check_layer, zero_log_det
+
+__all__ = ["Sequential"]
+
+Layer = InvertibleModule[Any, Any]
+
+
+class Sequential(InvertibleModule[Any, Any]):
+    r"""Applies layers one after another, and backwards in ``inverse``.
+
+    .. math::
+        y = f_n(\dots f_2(f_1(x))) \qquad\Longleftrightarrow\qquad x = f_1^{-1}(\dots f_n^{-1}(y))
+
+    Like :class:`torch.nn.Sequential` it is indexed, sliced, iterated and nested, and its keys are the positions
+    or, given a mapping, names. A slice shares the layers and keeps their keys, so its ``state_dict`` is a part of
+    the whole's. ``reversed(net)`` iterates the layers backwards; the swapped map is ``Inverse(net)``.
+
+    The weakest layer decides the properties. Log-determinants add up, except that after an injective layer only
+    isometric ones may follow: :math:`\det J^\top J` of a product is no product otherwise.
+
+    Args:
+        layers: the layers in the order of ``forward``; or one mapping from names to layers.
+
+    Shape:
+        - Input: what the first layer takes; any value, if there is none
+        - Output: what the last layer returns
+
+    Raises:
+        TypeError: if a layer is not an :class:`InvertibleModule`.
+        ValueError: from the log-determinants, if a layer that is not isometric follows one that is not bijective.
+
+    Example:
+        >>> net = Sequential(PixelUnshuffle(2), Split(), Coupling(nn.Tanh()), Merge())
+        >>> image = torch.rand(1, 3, 4, 4)
+        >>> torch.allclose(net.inverse(net(image)), image)
+        True
+        >>> len(net[:2]), net[-1]
+        (2, Merge())
+    """
+
+    def __init__(self, *layers: Layer | Mapping[str, Layer]) -> None:
+        super().__init__()
+        if len(layers) == 1 and isinstance(layers[0], Mapping):
+            named = dict(layers[0])
+        else:
+            named = {str(position): layer for position, layer in enumerate(layers)}
+        for layer in named.values():
+            check_layer("Sequential", layer)
+        for key, layer in named.items():
+            self.add_module(key, cast("Layer", layer))
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(cast("list[Layer]", list(self._modules.values())))
+
+    def __reversed__(self) -> Iterator[Layer]:
+        return reversed(list(self))
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Sequential": ...
+    def __getitem__(self, index: int | slice) -> "Layer | Sequential":
+        if isinstance(index, int):
+            return list(self)[index]
+        if index.step is not None and index.step < 0:
+            raise ValueError(
+                f"Sequential: a slice cannot turn the order round, got step {index.step}. "
+                "The swapped map is Inverse(net); reversed(net) iterates the layers backwards."
+            )
+        return Sequential(dict(list(self._items())[index]))
+
+    def append(self, layer: Layer) -> "Sequential":
+        """Adds a layer at the end and returns the container."""
+        return self.insert(len(self), layer)
+
+    def insert(self, index: int, layer: Layer) -> "Sequential":
+        """Adds a layer before position ``index``, counted as in a list, and returns the container.
+
+        Keys that are positions stay positions; names, and the keys of a slice, stay with their layers.
+        """
+        check_layer("Sequential", layer)
+        items = self._items()
+        numbered = [key for key, _ in items] == [str(position) for position in range(len(items))]
+        free = next(str(n) for n in range(len(items), 2 * len(items) + 1) if str(n) not in self._modules)
+        items.insert(index, (free, layer))
+        self._modules.clear()
+        for position, (key, each) in enumerate(items):
+            self.add_module(str(position) if numbered else key, each)
+        return self
+
+    @property
+    def bijective(self) -> bool:
+        return all(layer.bijective for layer in self)
+
+    @property
+    def isometric(self) -> bool:
+        return all(layer.isometric for layer in self)
+
+    @property
+    def exactness(self) -> Exactness:
+        return max((layer.exactness for layer in self), default=Exactness.EXACT)
+
+    @property
+    def stochastic(self) -> bool:
+        return any(layer.stochastic for layer in self)
+
+    def forward(self, x: Any, *, condition: Value | None = None) -> Any:
+        return self._run("forward", x, condition)
+
+    def inverse(self, y: Any, *, condition: Value | None = None) -> Any:
+        return self._run("inverse", y, condition)
+
+    def forward_and_log_det(self, x: Any, *, condition: Value | None = None) -> tuple[Any, Tensor]:
+        """Applies the layers and returns the sum of their log-determinants per sample."""
+        return self._sum_log_dets("forward_and_log_det", x, condition)
+
+    def inverse_and_log_det(self, y: Any, *, condition: Value | None = None) -> tuple[Any, Tensor]:
+        """Applies the inverses and returns the sum of their log-determinants per sample."""
+        return self._sum_log_dets("inverse_and_log_det", y, condition)
+
+    def trace(self, x: Any, *, condition: Value | None = None) -> Iterator[tuple[str, Any]]:
+        """Runs forward and yields each layer's name and output, in the order of computation.
+
+        A ``Sequential`` inside is entered: its layers' names carry its own, with a dot, as in ``state_dict``.
+
+        Example:
+            >>> net = Sequential({"down": PixelUnshuffle(2), "split": Split()})
+            >>> [name for name, value in net.trace(torch.zeros(1, 3, 4, 4))]
+            ['down', 'split']
+        """
+        return self._trace("forward", x, condition)
+
+    def trace_inverse(self, y: Any, *, condition: Value | None = None) -> Iterator[tuple[str, Any]]:
+        """Runs backwards and yields each layer's name and the input that it recovered, last layer first."""
+        return self._trace("inverse", y, condition)
+
+    def _items(self) -> list[tuple[str, Layer]]:
+        return cast("list[tuple[str, Layer]]", list(self._modules.items()))
+
+    def _ordered(self, method: str) -> Iterator[tuple[int, str, Layer]]:
+        layers = [(position, key, layer) for position, (key, layer) in enumerate(self._items())]
+        return iter(layers) if method.startswith("forward") else reversed(layers)
+
+    def _run(self, method: str, value: Any, condition: Value | None) -> Any:
+        for position, _, layer in self._ordered(method):
+            value = self._run_layer(position, layer, method, value, condition)
+        return value
+
+    def _run_layer(self, position: int, layer: Layer, method: str, value: Any, condition: Value | None) -> Any:
+        try:
+            call = layer if method == "forward" else getattr(layer, method)  # forward through hooks
+            return call(value, condition=condition)
+        except Exception as error:
+            error.add_note(f"in Sequential, layer {position} of {len(self)}, {method}")
+            raise
+
+    def _trace(self, method: str, value: Any, condition: Value | None) -> Iterator[tuple[str, Any]]:
+        for position, key, layer in self._ordered(method):
+            if isinstance(layer, Sequential):
+                for inner, result in layer._trace(method, value, condition):
+                    yield f"{key}.{inner}", result
+                    value = result
+            else:
+                value = self._run_layer(position, layer, method, value, condition)
+                yield key, value
+
+    def _sum_log_dets(self, method: str, value: Any, condition: Value | None) -> tuple[Any, Tensor]:
+        self._refuse_injective_then_bent()
+        total = zero_log_det(value)
+        for position, _, layer in self._ordered(method):
+            value, log_det = self._run_layer(position, layer, method, value, condition)
+            total = total + log_det
+        return value, total
+
+    def _refuse_injective_then_bent(self) -> None:
+        injective = None
+        for position, layer in enumerate(self):
+            if injective is not None and not layer.isometric:
+                raise ValueError(
+                    f"Sequential: has no log-determinant, because layer {position}, {_check.name(layer)}, is not "
+                    f"isometric and follows layer {injective}, {_check.name(self[injective])}, which is not bijective."
+                )
+            if injective is None and not layer.bijective:
+                injective = position

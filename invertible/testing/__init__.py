@@ -1,0 +1,41 @@
+"""The laws of the contract, to be tried on any layer: this library's, or your own.
+
+:func:`check` tries all of them; each law is a function of its own, too. ``invertible.testing.strategies`` holds
+Hypothesis strategies for drawing inputs; it is imported apart, for it alone needs Hypothesis.
+"""
+
+from .laws import (
+    LAWS,
+    Law,
+    check,
+    derivatives_are_right,
+    inverse_moves_no_buffer,
+    is_deterministic,
+    is_onto_if_bijective,
+    keeps_form,
+    keeps_state_in_eval,
+    leaves_its_argument_alone,
+    log_det_matches_autograd,
+    projects_if_injective,
+    recovers_its_input,
+    survives_copying,
+    treats_samples_alone,
+)
+
+__all__ = [
+    "LAWS",
+    "Law",
+    "check",
+    "derivatives_are_right",
+    "inverse_moves_no_buffer",
+    "is_deterministic",
+    "is_onto_if_bijective",
+    "keeps_form",
+    "keeps_state_in_eval",
+    "leaves_its_argument_alone",
+    "log_det_matches_autograd",
+    "projects_if_injective",
+    "recovers_its_input",
+    "survives_copying",
+    "treats_samples_alone",
+]
