@@ -118,8 +118,14 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
         """
         with buffers_stay():
             projected = cast("Y", self(self.inverse(y, condition=condition), condition=condition))
-        parts = [(a - b).flatten(1) for a, b in zip(leaves(y), leaves(projected), strict=True)]
+        parts = [_difference(a, b).flatten(1) for a, b in zip(leaves(y), leaves(projected), strict=True)]
         return torch.linalg.vector_norm(torch.cat(parts, dim=1), dim=1)  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    if a.is_floating_point() or a.is_complex():
+        return a - b
+    return a.to(torch.get_default_dtype()) - b.to(torch.get_default_dtype())
 
 
 def zero_log_det(value: Value) -> Tensor:

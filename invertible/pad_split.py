@@ -27,7 +27,7 @@ class PadSplit(InvertibleModule[Tensor, tuple[Tensor, Tensor]]):
     Args:
         in_channels: channels of the input, at least 1.
         out_channels: channels of both streams together, even, at least ``in_channels``. Equal: the layer is
-            bijective, and the streams are views of the input.
+            bijective. A stream that needs no padding is a view of the input.
 
     Shape:
         - Input: ``(batch, in_channels, ...)``

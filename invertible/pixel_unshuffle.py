@@ -31,6 +31,8 @@ class PixelUnshuffle(InvertibleModule[Tensor, Tensor]):
     networks: after ``PixelUnshuffle(2)`` of an RGB image, the first half holds red and half of green in the first
     order, and the upper row of pixels in all colours in the second.
 
+    The output is a copy, except that with a factor of 1 or a result of one pixel it may share the input's storage.
+
     Source: Shi et al., 2016, https://arxiv.org/abs/1609.05158; i-RevNet, section 3.1, Figure 2,
     https://arxiv.org/abs/1802.07088
 

@@ -171,6 +171,18 @@ class CannotBePickled(Layer):
         self.function = lambda x: x
 
 
+class KeepsItsStateAside(Layer):  # the order of a permutation that no checkpoint carries
+    def __init__(self):
+        super().__init__()
+        self.order = torch.randperm(3)
+
+    def forward(self, x, *, condition=None):
+        return x[:, self.order] * 2
+
+    def inverse(self, y, *, condition=None):
+        return y[:, torch.argsort(self.order)] / 2
+
+
 class SameSignBothWays(Layer):  # FrEIA LearnedElementwiseScaling
     def inverse_and_log_det(self, y, *, condition=None):
         return self.inverse(y), self.forward_and_log_det(y)[1]
@@ -232,6 +244,7 @@ BROKEN = [
     (HidesItsNoise(), laws.is_deterministic, "moved the caller's random stream"),
     (MixesTheBatch(), laws.treats_samples_alone, "differs when alone"),
     (CannotBePickled(), laws.survives_copying, "pickle"),
+    (KeepsItsStateAside(), laws.survives_copying, "order is a tensor, but neither parameter nor buffer"),
     (SameSignBothWays(), laws.log_det_matches_autograd, "inverse log-determinant is off"),
     (SumsOverChannelsOnly(), laws.log_det_matches_autograd, "log-determinants of shapes"),
     (LogDetWithoutGradient(), laws.log_det_matches_autograd, "Numerical gradient for function expected to be zero"),

@@ -64,6 +64,7 @@ def test_moving_layers_take_any_dtype(layer, dtype):
     assert back.dtype == dtype
     assert torch.equal(back, x)
     assert layer.forward_and_log_det(x)[1].is_floating_point()
+    assert layer.off_range(y).max() == 0
 
 
 @given(st.integers(1, 9), st.integers(0, 4))

@@ -53,12 +53,13 @@ def check(
 ) -> None:
     """Tries every law on a layer at one input, and raises at the first that it breaks.
 
-    The layer, the input and the random number generators are left as they were. Small inputs of dtype float64 are
-    best: the laws about derivatives build dense Jacobians, and are vacuous in lower precision.
+    The layer, the input and the random number generators are left as they were. Small inputs of dtype float64 with a
+    batch of two or more are best: ``log_det_matches_autograd`` builds dense Jacobians, derivatives are compared with
+    finite differences in float64 alone, and ``treats_samples_alone`` needs others in the batch.
 
     Args:
         module: the layer.
-        x: an input of ``forward``, with a batch of at least two.
+        x: an input of ``forward``.
         condition: the condition, if the layer takes one.
         atol: the absolute tolerance in the input's unit; ``None`` for ``torch.testing.assert_close``'s by dtype.
             Layers whose ``exactness`` is ``EXACT`` are compared bit for bit in any case.
@@ -78,7 +79,8 @@ def check(
             with cast("Any", torch.random).fork_rng():
                 law(copy.deepcopy(module), x, condition=condition, atol=atol)
         except Exception as error:
-            error.add_note(f"law: {law.__name__}: {(law.__doc__ or '').splitlines()[0]}")
+            words = (law.__doc__ or "").splitlines()[0].replace("``", "")
+            error.add_note(f"law: {law.__name__}: {words}")
             raise
 
 
@@ -220,8 +222,12 @@ def treats_samples_alone(
 
 
 def survives_copying(module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None) -> None:
-    """``deepcopy``, pickling and a ``state_dict`` round trip through a file give a layer with the same outputs."""
+    """``deepcopy``, pickling and a ``state_dict`` through a file give the same outputs; it holds every tensor."""
     module = copy.deepcopy(module).eval()
+    for path, part in module.named_modules():
+        for key, value in vars(part).items():
+            if isinstance(value, Tensor):  # such a tensor is lost with the checkpoint and stays behind on .to(device)
+                _fail(f"{path or type(part).__name__}.{key} is a tensor, but neither parameter nor buffer")
     y = module(x, condition=condition)
     file = io.BytesIO()
     torch.save(module.state_dict(), file)

@@ -1,0 +1,248 @@
+"""The i-RevNets of Jacobsen et al., assembled from invertible layers."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from invertible import Coupling, InvertibleModule, Merge, PadSplit, PixelUnshuffle, Sequential, Split
+from zoo.registry import register
+
+__all__ = ["Bottleneck", "IRevNet", "irevnet_a", "irevnet_b", "irevnet_small"]
+
+
+class Bottleneck(nn.Sequential):
+    """The function F of a block: batch norm, ReLU, convolution, three times, without biases.
+
+    Source: i-RevNet, section 3.2, https://arxiv.org/abs/1802.07088. The middle layer has a quarter of the output's
+    channels; a downsampling block's first convolution has stride 2. Batch norm has PyTorch's defaults.
+
+    Args:
+        in_channels: of the stream that F reads.
+        out_channels: of the stream that F adds to.
+        stride: of the first convolution, in pixels.
+        first: whether this is the first block of a network, which starts at its first convolution.
+        kernel_sizes: of the three convolutions, in pixels, odd.
+
+    Shape:
+        - Input: ``(batch, in_channels, height, width)``
+        - Output: ``(batch, out_channels, height / stride, width / stride)``
+
+    Example:
+        >>> Bottleneck(6, 24, stride=2)(torch.zeros(1, 6, 8, 8)).shape
+        torch.Size([1, 24, 4, 4])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        first: bool = False,
+        kernel_sizes: tuple[int, int, int] = (1, 3, 1),
+    ) -> None:
+        middle = out_channels // 4
+        widths = (in_channels, middle, middle, out_channels)
+        layers: list[nn.Module] = []
+        for i, size in enumerate(kernel_sizes):
+            if i or not first:
+                layers += [nn.BatchNorm2d(widths[i]), nn.ReLU()]
+            step = 1 if i else stride
+            layers += [nn.Conv2d(widths[i], widths[i + 1], size, step, padding=size // 2, bias=False)]
+        super().__init__(*layers)
+
+
+class IRevNet(nn.Module):
+    r"""An invertible body and a linear classifier on top of its features.
+
+    The body is a :class:`~invertible.Sequential` of a splitting operator, the blocks, and a
+    :class:`~invertible.Merge`. Each block is a :class:`~invertible.Coupling` with a :class:`Bottleneck`; at the first
+    block of a stage with stride 2 it downsamples by ``PixelUnshuffle(2, order="pixel_major")``.
+
+    Two deviations from the paper's text, both with the released code: the head is batch norm, ReLU, global average,
+    linear (section 3.1 prints average, ReLU, linear); and S acts on both streams (Eq. (1) prints :math:`x_j` without
+    S).
+
+    Source: i-RevNet (Jacobsen et al., 2018), section 3, https://arxiv.org/abs/1802.07088
+
+    Args:
+        split: the splitting operator, of an image to a pair of streams.
+        split_channels: channels of both streams together after ``split``.
+        blocks: the number of blocks of each stage.
+        channels: the channels of a stream, for each stage.
+        strides: 1 or 2 for each stage; with 2 its first block downsamples.
+        num_classes: of the head.
+        kernel_sizes: of the three convolutions of a block; the released code has ``(3, 3, 3)``.
+        size_divisor: what height and width must be divisible by, in pixels.
+
+    Shape:
+        - Input: ``(batch, 3, height, width)``, floating point
+        - Output: logits ``(batch, num_classes)``
+
+    Raises:
+        TypeError: if the input is not a floating-point tensor.
+        ValueError: if the input has another shape, or ``inverse`` is given logits.
+
+    Example:
+        >>> net = irevnet_small(num_classes=10).eval()
+        >>> image = torch.rand(2, 3, 32, 32)
+        >>> net(image).shape
+        torch.Size([2, 10])
+        >>> torch.allclose(net.inverse(net.features(image)), image, atol=1e-5)
+        True
+    """
+
+    def __init__(
+        self,
+        split: Sequence[InvertibleModule],
+        split_channels: int,
+        *,
+        blocks: Sequence[int],
+        channels: Sequence[int],
+        strides: Sequence[int],
+        num_classes: int,
+        kernel_sizes: tuple[int, int, int] = (1, 3, 1),
+        size_divisor: int,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"IRevNet: num_classes must be at least 1, got {num_classes}.")
+        if any(size % 2 == 0 or size < 1 for size in kernel_sizes) or len(kernel_sizes) != 3:
+            raise ValueError(f"IRevNet: kernel_sizes must be three odd numbers, got {kernel_sizes}.")
+        self.num_classes = num_classes
+        self.size_divisor = size_divisor
+        layers: list[InvertibleModule] = list(split)
+        width = split_channels // 2
+        for count, out, stage_stride in zip(blocks, channels, strides, strict=True):
+            for i in range(count):
+                stride = 1 if i else stage_stride
+                first = len(layers) == len(split)
+                function = Bottleneck(width, out, stride=stride, first=first, kernel_sizes=kernel_sizes)
+                downsample = PixelUnshuffle(2, order="pixel_major") if stride == 2 else None
+                layers.append(Coupling(function, downsample=downsample))
+                width = out
+        self.body = Sequential(*layers, Merge())
+        self.feature_channels = 2 * width
+        self.head = nn.Sequential(
+            nn.BatchNorm2d(self.feature_channels),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(self.feature_channels, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the logits."""
+        return self.head(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Returns the last value of the body, ``(x, x̃)`` merged: ``(batch, feature_channels, height, width)``."""
+        self._check_image(x)
+        return self.body(x)
+
+    def inverse(self, features: Tensor) -> Tensor:
+        """Returns the image that has these features: exactly, up to rounding, if the body is bijective."""
+        if not isinstance(features, Tensor):
+            raise TypeError(f"IRevNet: inverse expects the tensor of net.features(x), got {type(features).__name__}.")
+        shape = tuple(features.shape)
+        if len(shape) == 2 and shape[1] == self.num_classes:
+            raise ValueError(
+                f"IRevNet: logits have no inverse, got a tensor of shape {shape}. "
+                "The image comes back from net.features(x)."
+            )
+        if len(shape) != 4 or shape[1] != self.feature_channels:
+            rule = f"features have the shape (batch, {self.feature_channels}, height, width)"
+            raise ValueError(f"IRevNet: {rule}, got a tensor of shape {shape}.")
+        return self.body.inverse(features)
+
+    def _check_image(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"IRevNet: expected a tensor of images, got an object of type {type(x).__name__}.")
+        shape = tuple(x.shape)
+        if len(shape) != 4 or shape[1] != 3:
+            raise ValueError(
+                f"IRevNet: expected images of shape (batch, 3, height, width), got a tensor of shape {shape}."
+            )
+        if any(size % self.size_divisor or not size for size in shape[2:]):
+            raise ValueError(
+                f"IRevNet: height and width must be divisible by {self.size_divisor}, got a tensor of shape {shape}."
+            )
+        if not x.is_floating_point():
+            raise TypeError(f"IRevNet: expected floating-point images, got dtype {x.dtype}. Scale them: x / 255.")
+
+
+@register
+def irevnet_b(*, num_classes: int = 1000, kernel_sizes: tuple[int, int, int] = (1, 3, 1)) -> IRevNet:
+    """The bijective i-RevNet (b): 100 blocks, 29,201,092 parameters with 1000 classes.
+
+    ``kernel_sizes=(3, 3, 3)`` gives the authors' released network, of 125,120,356 parameters.
+
+    Source: section 3.2 and Table 1 (29M), https://arxiv.org/abs/1802.07088
+
+    Example:
+        >>> with torch.device("meta"):
+        ...     sum(p.numel() for p in irevnet_b().parameters())
+        29201092
+    """
+    return IRevNet(
+        [PixelUnshuffle(2, order="pixel_major"), Split()],
+        12,
+        blocks=(6, 16, 72, 6),
+        channels=(24, 96, 384, 1536),
+        strides=(2, 2, 2, 2),
+        num_classes=num_classes,
+        kernel_sizes=kernel_sizes,
+        size_divisor=32,
+    )
+
+
+@register
+def irevnet_a(
+    *, num_classes: int = 1000, split_channels: int = 192, kernel_sizes: tuple[int, int, int] = (1, 3, 1)
+) -> IRevNet:
+    """The injective i-RevNet (a): 18 blocks, 180,999,016 parameters with 1000 classes.
+
+    Table 1 gives 181M, which this reading meets with the block of (b): the splitting operator pads 48 channels to 192,
+    and the streams have 96, 384, 1536 and 6144. The text of section 3.2 pads to 96 and prints 48, 192, 768 and 3072;
+    ``split_channels=96`` is that network, of 48,352,360 parameters (199,033,960 with ``kernel_sizes=(3, 3, 3)``).
+
+    Source: section 3.2 and Table 1, https://arxiv.org/abs/1802.07088
+
+    Example:
+        >>> with torch.device("meta"):
+        ...     sum(p.numel() for p in irevnet_a().parameters())
+        180999016
+    """
+    width = split_channels // 2
+    return IRevNet(
+        [PixelUnshuffle(4, order="pixel_major"), PadSplit(48, split_channels)],
+        split_channels,
+        blocks=(4, 4, 6, 4),
+        channels=(width, 4 * width, 16 * width, 64 * width),
+        strides=(1, 2, 2, 2),
+        num_classes=num_classes,
+        kernel_sizes=kernel_sizes,
+        size_divisor=32,
+    )
+
+
+@register
+def irevnet_small(
+    *, num_classes: int = 1000, blocks: tuple[int, int, int] = (3, 3, 3), kernel_sizes: tuple[int, int, int] = (1, 3, 1)
+) -> IRevNet:
+    """A bijective i-RevNet for images of 32 by 32 pixels, such as the embedded digits: our own, not the paper's.
+
+    Example:
+        >>> irevnet_small(num_classes=10)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+    return IRevNet(
+        [PixelUnshuffle(2, order="pixel_major"), Split()],
+        12,
+        blocks=blocks,
+        channels=(24, 96, 384),
+        strides=(2, 2, 2),
+        num_classes=num_classes,
+        kernel_sizes=kernel_sizes,
+        size_divisor=16,
+    )
