@@ -1,8 +1,9 @@
 """Trains an i-RevNet, evaluates it, and runs it backwards to the pixels.
 
-Without arguments: writes scikit-learn's 1,797 handwritten digits as an ImageNet-style tree of image files, trains the
-small i-RevNet on them, and inverts the validation images from its last features. With --data DIR: the same for
-ImageNet, or any folder with train/CLASS/*.jpg and val/CLASS/*.jpg.
+Without arguments: writes scikit-learn's 1,797 handwritten digits as an
+ImageNet-style tree of image files, trains the small i-RevNet on them, and
+inverts the validation images from its last features. With --data DIR: the
+same for ImageNet, or any folder with train/CLASS/*.jpg and val/CLASS/*.jpg.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from zoo.errors import InputError
 from zoo.inversion import InversionError, invert_files, relative_errors
 from zoo.progress import Reporter
 from zoo.recipes import RECIPES, Recipe
-from zoo.training import Interrupted, Run, Trainer
+from zoo.training import Interrupted, Run, Trainer, build, find_device
 
 RESUME_KEEPS = {"data", "device", "workers", "resume", "evaluate", "invert"}  # the rest is the run's own
 
@@ -32,8 +33,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="A run is kept in runs/NAME: config.json, metrics.jsonl, checkpoint.pt, model.safetensors, curves.png, "
-        "reconstructions.png.",
+        epilog="A run is kept in runs/NAME: config.json, metrics.jsonl, checkpoint.pt,\n"
+        "model.safetensors, curves.png, reconstructions.png.",
     )
     p.add_argument("--data", metavar="DIR", help="folder with train/ and val/ (default: the embedded digits)")
     p.add_argument("--model", metavar="NAME", help=f"{', '.join(zoo.names())} (default: the recipe's)")
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=_rate, metavar="X", help="largest learning rate")
     p.add_argument("--size", type=_positive, metavar="PIXELS", help="height and width that the network sees")
     p.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    p.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation (default: 0)")
+    p.add_argument("--seed", type=_count, metavar="N", help="of weights, order and augmentation (default: 0)")
     p.add_argument(
         "--workers",
         type=_count,
@@ -104,7 +105,12 @@ def prepare(given: dict[str, Any]) -> Trainer:
     seed = given.get("seed", 0)
     workers = given.get("workers", min(8, (os.cpu_count() or 1) - 1))
     run = Run(recipe, given.get("data"), seed=seed, device=given.get("device", default_device()), workers=workers)
-    return Trainer(run, given.get("output") or fresh(Path("runs") / f"{recipe.name}-{recipe.model}-seed{seed}"))
+    folder = given.get("output") or fresh(Path("runs") / f"{recipe.name}-{recipe.model}-seed{seed}")
+    if (folder / "config.json").exists():
+        raise InputError(
+            f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --output"
+        )
+    return Trainer(run, folder)
 
 
 def chosen(given: dict[str, Any]) -> Recipe:
@@ -147,11 +153,13 @@ def invert(given: dict[str, Any], console: Console) -> None:
         trainer = prepare(given)
         net, recipe, folder, device = trainer.net, trainer.run.recipe, trainer.folder, trainer.device
     else:
-        recipe, device = chosen(given), torch.device(given.get("device", default_device()))
+        recipe, device = chosen(given), find_device(given.get("device", default_device()))
         folder = given.get("output") or fresh(Path("runs") / "inverted")
         torch.manual_seed(given.get("seed", 0))
-        net = zoo.create(recipe.model).to(device)
+        net = build(recipe, num_classes=1000).to(device)
         console.print(f"{recipe.model} with untrained weights; --resume DIR takes those of a run", highlight=False)
+    if not isinstance(net, zoo.IRevNet):
+        raise InputError(f"{recipe.model} has no inverse; --model takes {', '.join(zoo.names())}")
     images, recovered = invert_files(net, given["invert"], evaluation_transform(recipe), device=device)
     errors = relative_errors(recovered, images)
     for path, error in zip(given["invert"], errors.tolist(), strict=True):

@@ -3,9 +3,9 @@
 import itertools
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -157,7 +157,7 @@ class _Guarded(Dataset[Any]):
 
 
 def loader(
-    data: ImageTree, batches: Sampler[list[tuple[int, int]]], *, workers: int, pin: bool = False
+    data: ImageTree, batches: Iterable[list[tuple[int, int]]], *, workers: int, pin: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields batches of uint8 images ``(batch, 3, size, size)`` and labels.
 
@@ -172,7 +172,7 @@ def loader(
     """
     source: DataLoader[Any] = DataLoader(
         _Guarded(data),
-        batch_sampler=batches,
+        batch_sampler=cast("Sampler[list[Any]]", batches),  # torch takes any iterable of addresses
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_ignore_interrupts,

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -23,7 +22,7 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = _figure(9, 3.6)
     loss, accuracy = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
-    loss.plot(epochs, [row["train_loss"] for row in rows], label="training", marker=".")
+    loss.plot(epochs, [row["train_loss"] for row in rows], label="training, as optimised", marker=".")
     loss.plot(epochs, [row["loss"] for row in rows], label="validation", marker=".")
     loss.set(xlabel="epoch", ylabel="cross entropy (nats)", yscale="log")
     accuracy.plot(epochs, [row["train_top1"] for row in rows], label="training, augmented", marker=".")
@@ -46,7 +45,7 @@ def reconstructions(images: Tensor, recovered: Tensor, path: Path) -> None:
     """
     difference = (recovered.double() - images.double()).abs()
     largest = float(difference.max())
-    factor = 10.0 ** torch.tensor(1 / largest).log10().floor().item() if largest else 1.0
+    factor = float(f"{1 / largest:.0e}") if largest else 1.0  # one digit, so that the row's title is exact
     rows = {
         "original": images,
         "reconstruction": recovered,

@@ -26,7 +26,7 @@ from zoo.irevnet import IRevNet
 from zoo.progress import Reporter
 from zoo.recipes import Recipe
 
-__all__ = ["TIMING", "Interrupted", "Run", "Trainer", "learning_rate"]
+__all__ = ["TIMING", "Interrupted", "Run", "Trainer", "build", "find_device", "learning_rate"]
 
 TIMING = ("seconds", "images_per_second")
 """The fields of ``metrics.jsonl`` that differ between two runs with the same seed."""
@@ -106,14 +106,14 @@ class Trainer:
     def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.folder = run, folder
         recipe = run.recipe
-        self.device = _device(run.device)
+        self.device = find_device(run.device)
         root = write_digits(DIGITS) if run.data is None else Path(run.data)
         if not root.is_dir():
             raise InputError(f"no such folder: {root}")
         self.training = ImageTree(root / "train", training_transform(recipe), seed=run.seed)
         self.validation = ImageTree(root / "val", evaluation_transform(recipe), classes=self.training.classes)
         torch.manual_seed(run.seed)
-        net = _create(recipe, len(self.training.classes))
+        net = build(recipe, num_classes=len(self.training.classes))
         self.net = net.to(self.device)
         self.optimizer = torch.optim.SGD(
             net.parameters(),
@@ -172,8 +172,12 @@ class Trainer:
                 if not stop.is_set():
                     self._close_epoch(self.evaluate(), end, reporter)
                 self.save()
-                if stop.is_set() and len(self.rows) < self.epochs:
-                    raise Interrupted
+                if stop.is_set() or len(self.rows) == self.epochs:
+                    break
+        if self.rows:
+            plots.curves(self.rows, self.folder / "curves.png")
+        if len(self.rows) < self.epochs:
+            raise Interrupted
 
     def evaluate(self) -> Evaluation:
         """Classifies the validation images."""
@@ -203,7 +207,7 @@ class Trainer:
         return InversionError.of(torch.cat(errors))
 
     def save(self) -> None:
-        """Writes the checkpoint, the weights, the metrics and their curves; each file whole or not at all."""
+        """Writes the checkpoint, the weights and the metrics; each file whole or not at all."""
         state = {
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -219,8 +223,6 @@ class Trainer:
         about = {"model": self.run.recipe.model, "classes": json.dumps(self.training.classes)}
         _write(self.folder / "model.safetensors", save(weights, metadata=about))
         _write(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows).encode())
-        if self.rows:
-            plots.curves(self.rows, self.folder / "curves.png")
 
     @property
     def seconds(self) -> float:
@@ -295,7 +297,12 @@ class Trainer:
         reporter.epoch(row, self.epochs)
 
 
-def _create(recipe: Recipe, num_classes: int) -> nn.Module:
+def build(recipe: Recipe, *, num_classes: int) -> nn.Module:
+    """Builds the recipe's network.
+
+    Raises:
+        InputError: if there is no such network, or the recipe's size does not fit it.
+    """
     try:
         net = registry.create(recipe.model, num_classes=num_classes)
     except ValueError as error:
@@ -306,7 +313,12 @@ def _create(recipe: Recipe, num_classes: int) -> nn.Module:
     return net
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Returns a device that is there.
+
+    Raises:
+        InputError: if it is not.
+    """
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

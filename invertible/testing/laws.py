@@ -3,7 +3,7 @@
 import copy
 import io
 import pickle
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol, cast
 
 import torch
@@ -224,10 +224,10 @@ def treats_samples_alone(
 def survives_copying(module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None) -> None:
     """``deepcopy``, pickling and a ``state_dict`` through a file give the same outputs; it holds every tensor."""
     module = copy.deepcopy(module).eval()
-    for path, part in module.named_modules():
+    for part in cast("Iterable[nn.Module]", module.modules()):
         for key, value in vars(part).items():
             if isinstance(value, Tensor):  # such a tensor is lost with the checkpoint and stays behind on .to(device)
-                _fail(f"{path or type(part).__name__}.{key} is a tensor, but neither parameter nor buffer")
+                _fail(f"{type(part).__name__}.{key} is a tensor, but neither parameter nor buffer")
     y = module(x, condition=condition)
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
