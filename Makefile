@@ -32,7 +32,7 @@ help: ## this list
 	@touch $@
 
 demo: .venv/.ready ## train the small i-RevNet on real digits and run it backwards (SHORT=1: seconds)
-	@$(BIN)/python examples/imagenet_irevnet.py $(if $(SHORT),--epochs 2 --output runs/demo-short,--output runs/demo)
+	@$(BIN)/python examples/imagenet_irevnet.py $(if $(SHORT),--epochs 2)
 
 test: .venv/.ready ## the fast tests, under 10 minutes on 2 cores
 	@$(BIN)/python $(PYTEST) -m "not slow"

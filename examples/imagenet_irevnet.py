@@ -9,6 +9,7 @@ same for ImageNet, or any folder with train/CLASS/*.jpg and val/CLASS/*.jpg.
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ from zoo import plots
 from zoo.data import evaluation_transform
 from zoo.errors import InputError
 from zoo.inversion import InversionError, invert_files, relative_errors
-from zoo.progress import Reporter
+from zoo.progress import Reporter, say
 from zoo.recipes import RECIPES, Recipe
-from zoo.training import Interrupted, Run, Trainer, build, find_device
+from zoo.run import Run
+from zoo.training import Interrupted, Trainer, build, find_device, load_net
 
 RESUME_KEEPS = {"data", "device", "workers", "resume", "evaluate", "invert"}  # the rest is the run's own
+INVERT_TAKES = {"invert", "resume", "model", "size", "device", "seed", "output"}
+PICTURES = 10  # as many as fit side by side
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,8 +56,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--output", type=Path, metavar="DIR", help="folder of the run (default: a new one in runs/)")
     p.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
-    p.add_argument("--evaluate", action="store_true", default=None, help="do not train: evaluate the run of --resume")
-    p.add_argument(
+    instead = p.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--evaluate", action="store_true", default=None, help="do not train: evaluate the run of --resume"
+    )
+    instead.add_argument(
         "--invert",
         nargs="+",
         type=Path,
@@ -83,9 +90,12 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that is a file, a name that is too long
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except (Interrupted, KeyboardInterrupt) as interrupt:
-        saved = isinstance(interrupt, Interrupted) and trainer is not None
-        print(stopped(trainer) if saved and trainer else "stopped", file=sys.stderr)
+        kept = trainer is not None and (trainer.folder / "checkpoint.pt").exists()
+        print(stopped(trainer, interrupt) if trainer and kept else "stopped", file=sys.stderr)
         return 130
     return 0
 
@@ -106,7 +116,7 @@ def prepare(given: dict[str, Any]) -> Trainer:
     workers = given.get("workers", min(8, (os.cpu_count() or 1) - 1))
     run = Run(recipe, given.get("data"), seed=seed, device=given.get("device", default_device()), workers=workers)
     folder = given.get("output") or fresh(Path("runs") / f"{recipe.name}-{recipe.model}-seed{seed}")
-    if (folder / "config.json").exists():
+    if (folder / "checkpoint.pt").exists():
         raise InputError(
             f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --output"
         )
@@ -149,24 +159,32 @@ def report(trainer: Trainer, reporter: Reporter) -> None:
 
 def invert(given: dict[str, Any], console: Console) -> None:
     """Runs image files through a network and back, and says how far off each is."""
+    refused = sorted(given.keys() - (INVERT_TAKES & RESUME_KEEPS if "resume" in given else INVERT_TAKES))
+    if refused:
+        raise InputError(f"--invert has no use for --{refused[0].replace('_', '-')} here; drop it")
+    device = find_device(given.get("device", default_device()))
     if "resume" in given:
-        trainer = prepare(given)
-        net, recipe, folder, device = trainer.net, trainer.run.recipe, trainer.folder, trainer.device
+        net, run = load_net(given["resume"], device)
+        recipe, folder = run.recipe, given["resume"]
     else:
-        recipe, device = chosen(given), find_device(given.get("device", default_device()))
+        recipe = chosen(given)
         folder = given.get("output") or fresh(Path("runs") / "inverted")
         torch.manual_seed(given.get("seed", 0))
         net = build(recipe, num_classes=1000).to(device)
-        console.print(f"{recipe.model} with untrained weights; --resume DIR takes those of a run", highlight=False)
+        say(console, f"{recipe.model} with untrained weights; --resume DIR takes those of a run")
     if not isinstance(net, zoo.IRevNet):
         raise InputError(f"{recipe.model} has no inverse; --model takes {', '.join(zoo.names())}")
-    images, recovered = invert_files(net, given["invert"], evaluation_transform(recipe), device=device)
-    errors = relative_errors(recovered, images)
-    for path, error in zip(given["invert"], errors.tolist(), strict=True):
-        console.print(f"{path}: relative error {error:.1e}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"ε = {mean_median_max(InversionError.of(errors))}", highlight=False)
-    plots.reconstructions(images.cpu(), recovered.cpu(), folder / "inverted.png")
-    console.print(f"{folder / 'inverted.png'}", highlight=False)
+    errors: list[torch.Tensor] = []
+    pictures: list[tuple[torch.Tensor, torch.Tensor]] = []
+    results = invert_files(net, given["invert"], evaluation_transform(recipe), device=device)
+    for path, (image, recovered) in zip(given["invert"], results, strict=True):
+        errors.append(relative_errors(recovered, image).cpu())
+        pictures = [*pictures, (image[0].cpu(), recovered[0].cpu())][:PICTURES]
+        say(console, f"{path}: relative error {errors[-1].item():.1e}")
+    say(console, f"ε = {mean_median_max(InversionError.of(torch.cat(errors)))}")
+    images, recoveries = (torch.stack(list(column)) for column in zip(*pictures, strict=True))
+    plots.reconstructions(images, recoveries, folder / "inverted.png")
+    say(console, f"{folder / 'inverted.png'}")
 
 
 def mean_median_max(error: InversionError) -> str:
@@ -174,10 +192,12 @@ def mean_median_max(error: InversionError) -> str:
     return f"{error.mean:.2e} (median {error.median:.2e}, maximum {error.maximum:.2e})"
 
 
-def stopped(trainer: Trainer) -> str:
+def stopped(trainer: Trainer, interrupt: BaseException) -> str:
     """What to say after Ctrl-C."""
-    done = f"stopped after step {trainer.step} of {trainer.total}; what was learnt is kept"
-    return f"{done}. Go on with:\n  python {sys.argv[0]} --resume {trainer.folder}"
+    whole = isinstance(interrupt, Interrupted)  # a second Ctrl-C ends the program before it can save
+    kept = f"after step {trainer.step} of {trainer.total}; what was learnt is kept" if whole else "at the last save"
+    command = shlex.join([sys.executable, sys.argv[0], "--resume", str(trainer.folder)])
+    return f"stopped {kept}. Go on with:\n  {command}"
 
 
 def default_device() -> str:
@@ -194,8 +214,8 @@ def _positive(text: str) -> int:
 
 def _count(text: str) -> int:
     number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"must not be negative nor above 2**63, got {text}")
     return number
 
 

@@ -1,15 +1,18 @@
 """When the buffers of the functions inside move: in the direction that is trained, once per step."""
 
+import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
 from torch import Tensor, nn
 
-__all__ = ["buffers_move", "buffers_moving", "buffers_stay", "kept_buffers"]
+__all__ = ["buffers_move", "buffers_moving", "buffers_stay", "in_training", "kept_buffers"]
 
 # None: nobody has said. Then forward moves buffers and inverse doesn't.
 _moving: ContextVar[bool | None] = ContextVar("invertible_buffers_moving", default=None)
+
+_one_at_a_time = threading.RLock()  # or one thread would take another's copies for the true buffers
 
 
 def buffers_moving(*, default: bool) -> bool:
@@ -18,21 +21,24 @@ def buffers_moving(*, default: bool) -> bool:
     return default if moving is None else moving
 
 
-@contextmanager
-def buffers_move(move: bool) -> Generator[None]:
+def buffers_move(module: nn.Module, move: bool) -> AbstractContextManager[None]:
     """Says for the calls inside whether buffers move, unless a call around has said so already."""
-    token = _moving.set(move) if _moving.get() is None else None
-    try:
-        yield
-    finally:
-        if token is not None:
-            _moving.reset(token)
+    return _set_moving(move) if _moving.get() is None and in_training(module) else nullcontext()
+
+
+def buffers_stay(module: nn.Module) -> AbstractContextManager[None]:
+    """Keeps the buffers in place for the calls inside, whatever a call around has said: they only measure."""
+    return _set_moving(False) if in_training(module) else nullcontext()
+
+
+def in_training(module: nn.Module) -> bool:
+    """Whether any part is: in ``eval`` no buffer moves, and torch.compile needs no context variable traced."""
+    return any(part.training for part in module.modules())
 
 
 @contextmanager
-def buffers_stay() -> Generator[None]:
-    """Keeps the buffers in place for the calls inside, whatever a call around has said: they only measure."""
-    token = _moving.set(False)
+def _set_moving(move: bool) -> Generator[None]:
+    token = _moving.set(move)
     try:
         yield
     finally:
@@ -46,16 +52,17 @@ def kept_buffers(module: nn.Module) -> Generator[None]:
     The module works on copies. The true buffers are not touched, not even their version counters, which autograd
     checks if an earlier forward is still to be differentiated.
     """
-    true = [
-        (part, key, buffer)
-        for part in module.modules()
-        for key, buffer in part.named_buffers(recurse=False, remove_duplicate=False)
-    ]
-    copies: dict[int, Tensor] = {id(buffer): buffer.clone() for _, _, buffer in true}
-    try:
-        for part, key, buffer in true:
-            setattr(part, key, copies[id(buffer)])
-        yield
-    finally:
-        for part, key, buffer in true:
-            setattr(part, key, buffer)
+    with _one_at_a_time:
+        true = [
+            (part, key, buffer)
+            for part in module.modules()
+            for key, buffer in part.named_buffers(recurse=False, remove_duplicate=False)
+        ]
+        copies: dict[int, Tensor] = {id(buffer): buffer.clone() for _, _, buffer in true}
+        try:
+            for part, key, buffer in true:
+                setattr(part, key, copies[id(buffer)])
+            yield
+        finally:
+            for part, key, buffer in true:
+                setattr(part, key, buffer)

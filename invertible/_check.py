@@ -32,6 +32,17 @@ def is_tensor(module: nn.Module, value: object) -> Tensor:
     return value
 
 
+def is_value(module: nn.Module, value: object) -> None:
+    """Refuses what is no tensor with a batch, nor a tuple of such."""
+    if isinstance(value, tuple) and value:
+        for part in cast("tuple[object, ...]", value):
+            is_value(module, part)
+    elif not isinstance(value, Tensor):
+        raise type_error(module, "expected a tensor, or a tuple of tensors", cast("object", value))
+    elif value.ndim < 2:
+        raise value_error(module, "expected a tensor of shape (batch, channels, ...)", value)
+
+
 def is_pair(module: nn.Module, value: object) -> tuple[Tensor, Tensor]:
     """Returns ``value`` if it is a tuple of two tensors.
 

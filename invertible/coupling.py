@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _check
-from ._buffers import buffers_moving, kept_buffers
+from ._buffers import buffers_moving, in_training, kept_buffers
 from ._value import Value, describe
 from .module import Exactness, InvertibleModule, zero_log_det
 
@@ -80,11 +80,14 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
         \qquad\text{additive:}\quad (S \tilde x, \; S x + F \tilde x).
 
     F is never inverted: it may be any module that maps :math:`\tilde x` to the shape of :math:`S x`. It is evaluated
-    once per direction. If its ``forward`` has a parameter named ``condition``, it is called
+    once per direction. If its ``forward`` has a parameter named ``condition`` and there is one, it is called
     ``function(x̃, condition=condition)``. Without ``downsample``, the first output is :math:`\tilde x` itself.
 
     In ``inverse`` the function's buffers stay as they are, in training mode too (see :class:`InvertibleModule`).
     Dropout inside the function makes the layer ``stochastic``: in training mode, each direction draws its own masks.
+    Torch's own dropout is found; any other random part says so by an attribute ``stochastic = True``. A function that
+    writes to its input is found except under ``inference_mode`` and ``torch.compile``, where writes are not counted;
+    there it gets a copy, if one of its modules has ``inplace=True``.
     The log-determinant is that of S, on both streams, plus that of T.
 
     Source: i-RevNet (Jacobsen et al., 2018), Eq. (1), https://arxiv.org/abs/1802.07088, with S applied to both
@@ -142,7 +145,8 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
 
     @property
     def stochastic(self) -> bool:
-        return any(isinstance(m, _DROPOUT) and m.training and getattr(m, "p", 1) > 0 for m in self.modules())
+        inside = list(self.modules())[1:]
+        return any(_draws(part) or getattr(part, "stochastic", False) is True for part in inside)
 
     def forward(self, x: tuple[Tensor, Tensor], *, condition: Value | None = None) -> tuple[Tensor, Tensor]:
         x1, x2 = self._streams(x)
@@ -207,45 +211,55 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
 
     def _evaluate(self, x2: Tensor, base: Tensor, condition: Value | None, *, moving: bool) -> Tensor:
         """Evaluates F on ``x2``; its output must fit ``base``, the stream that it transforms."""
-        keep = not buffers_moving(default=moving) and any(part.training for part in self.function.modules())
+        keep = not buffers_moving(default=moving) and in_training(self.function)
         version = _version(x2)
+        if version is None and any(getattr(part, "inplace", False) for part in self.function.modules()):
+            x2 = x2.clone()  # its writes are not counted, so that they can't be refused
         with kept_buffers(self.function) if keep else nullcontext():
-            parameters = self.function(x2, condition=condition) if self._conditional else self.function(x2)
+            conditional = condition is not None and self._takes_condition()
+            parameters = self.function(x2, condition=condition) if conditional else self.function(x2)
         if _version(x2) != version:
             raise ValueError(
                 f"{_check.name(self)}: the function must not write to its input, but it did, and the stream is lost. "
                 "Is its first layer in-place, such as ReLU(inplace=True)?"
             )
-        moved = not keep and self.function.training and any(True for _ in self.function.buffers())
-        self._check_parameters(parameters, base, " The function's buffers have moved already." if moved else "")
+        fault = self._fault(parameters, base)
+        if fault is not None:  # the one check that comes late: only its output shows what a function does
+            moved = not keep and self.function.training and any(True for _ in self.function.buffers())
+            raise type(fault)(f"{fault} The function's buffers have moved already.") if moved else fault
         return parameters
 
-    @property
-    def _conditional(self) -> bool:
+    def _takes_condition(self) -> bool:
         function = getattr(self.function, "_orig_mod", self.function)  # look through torch.compile
         return "condition" in inspect.signature(function.forward).parameters
 
-    def _check_parameters(self, parameters: object, base: Tensor, note: str) -> None:
-        # The one check that comes late: only its output shows what a function does.
+    def _fault(self, parameters: object, base: Tensor) -> TypeError | ValueError | None:
+        """The error that the function's output deserves, if any."""
         if not isinstance(parameters, Tensor):
-            raise _check.type_error(self, "the function must return a tensor", parameters, note)
+            return _check.type_error(self, "the function must return a tensor", parameters)
         channels = base.shape[1] * self.transform.parameters_per_element
         expected = (base.shape[0], channels, *base.shape[2:])
         if parameters.shape != expected:
-            rule = f"the function must return a tensor of shape {expected}"
-            raise _check.value_error(self, rule, parameters, note)
-        fits = parameters.is_floating_point() and torch.promote_types(parameters.dtype, base.dtype) == base.dtype
-        if not fits:
+            return _check.value_error(self, f"the function must return a tensor of shape {expected}", parameters)
+        if not parameters.is_floating_point() or torch.promote_types(parameters.dtype, base.dtype) != base.dtype:
             rule = f"the function's output must fit into the stream's dtype {base.dtype}"
-            raise TypeError(f"{_check.name(self)}: {rule}, got {parameters.dtype}.{note}")
+            return TypeError(f"{_check.name(self)}: {rule}, got {parameters.dtype}.")
         if parameters.device != base.device:
             rule = f"the function's output must be on the stream's device {base.device}"
-            raise ValueError(f"{_check.name(self)}: {rule}, got {parameters.device}.{note}")
+            return ValueError(f"{_check.name(self)}: {rule}, got {parameters.device}.")
+        return None
 
 
-def _version(x: Tensor) -> int:
+def _version(x: Tensor) -> int | None:
     """Counts the writes to a tensor; inference tensors and traced ones don't count theirs."""
-    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
+    return None if torch.compiler.is_compiling() or x.is_inference() else x._version
+
+
+def _draws(part: nn.Module) -> bool:
+    """Whether a module of torch's own draws random numbers now."""
+    if isinstance(part, nn.MultiheadAttention):
+        return part.training and part.dropout > 0
+    return part.training and (isinstance(part, nn.RReLU) or (isinstance(part, _DROPOUT) and getattr(part, "p", 1) > 0))
 
 
 def _check_option(option: str, value: object, kind: type) -> None:

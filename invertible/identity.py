@@ -15,6 +15,10 @@ class Identity(InvertibleModule[Any, Any]):
         - Input: any value
         - Output: the same object
 
+    Raises:
+        TypeError: from the log-determinants and ``off_range``, if the input is no tensor, nor a tuple of tensors.
+        ValueError: from these, if a tensor has no batch and channels.
+
     Example:
         >>> x = torch.ones(1, 3)
         >>> Identity()(x) is x

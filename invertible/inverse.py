@@ -65,21 +65,21 @@ class Inverse(InvertibleModule[Y, X], Generic[X, Y]):
         return self.layer.stochastic
 
     def forward(self, x: Y, *, condition: Value | None = None) -> X:
-        with buffers_move(True):
+        with buffers_move(self, True):
             return self._call("inverse", x, condition)
 
     def inverse(self, y: X, *, condition: Value | None = None) -> Y:
-        with buffers_move(False):
+        with buffers_move(self, False):
             return self._call("__call__", y, condition)
 
     def forward_and_log_det(self, x: Y, *, condition: Value | None = None) -> tuple[X, Tensor]:
         """Returns the layer's ``inverse_and_log_det``."""
-        with buffers_move(True):
+        with buffers_move(self, True):
             return self._call("inverse_and_log_det", x, condition)
 
     def inverse_and_log_det(self, y: X, *, condition: Value | None = None) -> tuple[Y, Tensor]:
         """Returns the layer's ``forward_and_log_det``."""
-        with buffers_move(False):
+        with buffers_move(self, False):
             return self._call("forward_and_log_det", y, condition)
 
     def _call(self, method: str, value: Value, condition: Value | None) -> Any:

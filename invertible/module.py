@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._buffers import buffers_stay
-from ._check import name
+from ._check import is_value, name
 from ._value import Value, describe, leaves
 
 __all__ = ["Exactness", "InvertibleModule", "Value"]
@@ -95,6 +95,7 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
         if not self.isometric:
             message = f"{name(self)}: has no log-determinant. Define forward_and_log_det in {type(self).__name__}."
             raise NotImplementedError(message)
+        is_value(self, x)
         y = cast("Y", self(x, condition=condition))
         return y, zero_log_det(x)
 
@@ -103,10 +104,11 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
 
         The default evaluates the layer in both directions and returns the negative of the forward one.
         """
+        is_value(self, y)
         x = self.inverse(y, condition=condition)
         if self.isometric:
             return x, zero_log_det(x)
-        with buffers_stay():
+        with buffers_stay(self):
             _, log_det = self.forward_and_log_det(x, condition=condition)
         return x, -log_det
 
@@ -116,7 +118,8 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
         It is zero, up to rounding, where ``y`` is an output of the layer: everywhere for a bijective layer, and on
         the layer's range for an injective one.
         """
-        with buffers_stay():
+        is_value(self, y)
+        with buffers_stay(self):
             projected = cast("Y", self(self.inverse(y, condition=condition), condition=condition))
         parts = [_difference(a, b).flatten(1) for a, b in zip(leaves(y), leaves(projected), strict=True)]
         return torch.linalg.vector_norm(torch.cat(parts, dim=1), dim=1)  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]

@@ -1,5 +1,7 @@
 """From one stream to two wider ones, by zero channels."""
 
+import operator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -34,7 +36,8 @@ class PadSplit(InvertibleModule[Tensor, tuple[Tensor, Tensor]]):
         - Output: a pair of ``(batch, out_channels / 2, ...)``
 
     Raises:
-        TypeError: if the input is not a tensor; in ``inverse``, if it is not a pair of tensors of one dtype.
+        TypeError: if a number of channels is not an integer, or the input not a tensor; in ``inverse``, if it is
+            not a pair of tensors of one dtype.
         ValueError: if ``out_channels`` is odd or too small, or an input has another number of channels.
 
     Example:
@@ -44,8 +47,8 @@ class PadSplit(InvertibleModule[Tensor, tuple[Tensor, Tensor]]):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.in_channels = in_channels
-        self.out_channels = out_channels
+        self.in_channels = in_channels = operator.index(in_channels)
+        self.out_channels = out_channels = operator.index(out_channels)
         if in_channels < 1:
             raise ValueError(f"{_check.name(self)}: in_channels must be at least 1, got {in_channels}.")
         if out_channels % 2:

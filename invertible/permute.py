@@ -1,5 +1,6 @@
 """Reorders the channels."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ class Permute(InvertibleModule[Tensor, Tensor]):
         - Output: the same
 
     Raises:
-        TypeError: if the input is not a tensor.
+        TypeError: if a channel of ``permutation`` is not an integer, or the input is not a tensor.
         ValueError: if ``permutation`` does not hold each of ``0 ... channels - 1`` once, or the input has another
             number of channels.
 
@@ -42,7 +43,7 @@ class Permute(InvertibleModule[Tensor, Tensor]):
 
     def __init__(self, permutation: Sequence[int]) -> None:
         super().__init__()
-        order = [int(channel) for channel in permutation]
+        order = [operator.index(channel) for channel in permutation]
         if fault := _fault(order):
             raise ValueError(f"Permute: {fault}")
         self.register_buffer("permutation", torch.tensor(order))

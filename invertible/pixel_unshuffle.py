@@ -1,8 +1,9 @@
 """Space to channels: downsampling that loses nothing."""
 
 import math
+import operator
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from einops import rearrange
 from torch import Tensor
@@ -46,7 +47,7 @@ class PixelUnshuffle(InvertibleModule[Tensor, Tensor]):
         - Output: ``(batch, channels * product of factors, *(size / factor))``
 
     Raises:
-        TypeError: if the input is not a tensor.
+        TypeError: if a factor is not an integer, or the input is not a tensor.
         ValueError: if a factor is below 1, the order is unknown, or the input's size is not divisible.
 
     Example:
@@ -62,8 +63,12 @@ class PixelUnshuffle(InvertibleModule[Tensor, Tensor]):
         order: Literal["channel_major", "pixel_major"] = "channel_major",
     ) -> None:
         super().__init__()
-        one = isinstance(downscale_factor, int)
-        self.downscale_factor = downscale_factor if one else tuple(downscale_factor)
+        one = hasattr(downscale_factor, "__index__")
+        self.downscale_factor: int | tuple[int, ...] = (
+            operator.index(cast("int", downscale_factor))
+            if one
+            else tuple(operator.index(factor) for factor in cast("Sequence[int]", downscale_factor))
+        )
         self.order = order
         factors = (self.downscale_factor,) if isinstance(self.downscale_factor, int) else self.downscale_factor
         if not 1 <= len(factors) <= 3 or min(factors) < 1:

@@ -1,5 +1,6 @@
 """One layer after another."""
 
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, cast, overload
 
@@ -72,8 +73,8 @@ class Sequential(InvertibleModule[Any, Any]):
     @overload
     def __getitem__(self, index: slice) -> "Sequential": ...
     def __getitem__(self, index: int | slice) -> "Layer | Sequential":
-        if isinstance(index, int):
-            return list(self)[index]
+        if not isinstance(index, slice):
+            return list(self)[operator.index(index)]
         if index.step is not None and index.step < 0:
             raise ValueError(
                 f"Sequential: a slice cannot turn the order round, got step {index.step}. "
@@ -168,16 +169,21 @@ class Sequential(InvertibleModule[Any, Any]):
 
     def _trace(self, method: str, value: Any, condition: Value | None) -> Iterator[tuple[str, Any]]:
         for position, key, layer in self._ordered(method):
-            if isinstance(layer, Sequential):
-                for inner, result in layer._trace(method, value, condition):
-                    yield f"{key}.{inner}", result
-                    value = result
+            if type(layer) is Sequential:  # a subclass may have a forward of its own
+                try:
+                    for inner, result in layer._trace(method, value, condition):
+                        yield f"{key}.{inner}", result
+                        value = result
+                except Exception as error:
+                    error.add_note(f"in Sequential, layer {position} of {len(self)}, {method}")
+                    raise
             else:
                 value = self._run_layer(position, layer, method, value, condition)
                 yield key, value
 
     def _sum_log_dets(self, method: str, value: Any, condition: Value | None) -> tuple[Any, Tensor]:
         self._refuse_injective_then_bent()
+        _check.is_value(self, value)
         total = zero_log_det(value)
         for position, _, layer in self._ordered(method):
             value, log_det = self._run_layer(position, layer, method, value, condition)

@@ -36,6 +36,23 @@ class ConditionalTanh(nn.Module):
         return torch.tanh(x * condition.mean(dim=1).view(-1, *[1] * (x.ndim - 1)))
 
 
+class Scale(inv.InvertibleModule):
+    """A bijection that is not isometric: it has a log-determinant to get wrong."""
+
+    def __init__(self, factor=1.5):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x, *, condition=None):
+        return x * self.factor
+
+    def inverse(self, y, *, condition=None):
+        return y / self.factor
+
+    def forward_and_log_det(self, x, *, condition=None):
+        return self(x), x.new_full((len(x),), self.factor).log() * x[0].numel()
+
+
 def seeded(draw, make):
     """Makes a module whose initial weights depend on a drawn seed alone."""
     with torch.random.fork_rng(devices=[]):
@@ -145,9 +162,19 @@ def draw_parallel(draw):
 x2d = torch.zeros(2, 3, 4, 4)
 
 ROWS = {
-    "Identity": Row(inv.Identity, lambda draw: inv.Identity(), lambda draw, m: (draw(tensors()), draw(streams(2)))[0]),
+    "Identity": Row(inv.Identity, lambda draw: inv.Identity(), lambda draw, m: draw(tensors())),
     "Identity nested": Row(
-        inv.Identity, lambda draw: inv.Identity(), lambda draw, m: (lambda p: (p[0], (p[1], p[0] + 1)))(draw(pairs()))
+        inv.Identity,
+        lambda draw: inv.Identity(),
+        lambda draw, m: (lambda p: (p[0], (p[1], p[0] + 1)))(draw(pairs())),
+        rejects={
+            "Identity(): expected a tensor, or a tuple of tensors, got an object of type int.": lambda: (
+                inv.Identity().forward_and_log_det(3)
+            ),
+            "Identity(): expected a tensor of shape (batch, channels, ...), got a tensor of shape (3,).": lambda: (
+                inv.Identity().off_range(torch.zeros(3))
+            ),
+        },
     ),
     "Swap": Row(
         inv.Swap,
@@ -200,6 +227,7 @@ ROWS = {
             "PadSplit(8, 6): out_channels must be at least in_channels, got 6 for 8.": lambda: inv.PadSplit(8, 6),
             "PadSplit(3, 5): out_channels must be even, got 5.": lambda: inv.PadSplit(3, 5),
             "PadSplit(0, 2): in_channels must be at least 1, got 0.": lambda: inv.PadSplit(0, 2),
+            "'float' object cannot be interpreted as an integer": lambda: inv.PadSplit(3.5, 8),
             "PadSplit(4, 6): expected 4 channels, got a tensor of shape (2, 3, 4, 4).": lambda: inv.PadSplit(4, 6)(x2d),
             "PadSplit(4, 8): expected 4 channels in each stream": lambda: inv.PadSplit(4, 8).inverse((x2d, x2d)),
         },
@@ -225,6 +253,7 @@ ROWS = {
             "downscale_factor must be at least 1, one for all or for each of one to three dimensions, got 0.": lambda: (
                 inv.PixelUnshuffle(0)
             ),
+            "'float' object cannot be interpreted as an integer": lambda: inv.PixelUnshuffle((2.0, 2)),
             "order must be 'channel_major' or 'pixel_major', got 'rows'.": lambda: inv.PixelUnshuffle(2, order="rows"),
         },
     ),
@@ -235,6 +264,7 @@ ROWS = {
         rejects={
             "Permute: expected each of the channels 0 ... 2 once, got [0, 1, 1].": lambda: inv.Permute([0, 1, 1]),
             "Permute: expected at least one channel, got [].": lambda: inv.Permute([]),
+            "'float' object cannot be interpreted as an integer": lambda: inv.Permute([0.9, 1.9]),
             "Permute(channels=2): expected 2 channels, got a tensor of shape (2, 3, 4, 4).": lambda: inv.Permute(
                 [1, 0]
             )(x2d),
@@ -270,6 +300,11 @@ ROWS = {
         },
     ),
     "Coupling downsampling": Row(inv.Coupling, draw_downsampling_coupling, lambda draw, m: draw(streams(2))),
+    "Coupling with a scaling downsample": Row(
+        inv.Coupling,
+        lambda draw: inv.Coupling(nn.Tanh(), downsample=Scale(draw(st.sampled_from([0.5, 1.5])))),
+        lambda draw, m: draw(pairs()),
+    ),
     "Coupling of unequal streams": Row(
         inv.Coupling,
         lambda draw: seeded(draw, lambda: inv.Coupling(smooth(3, 2))),
@@ -314,6 +349,13 @@ ROWS = {
             "into a Coupling.": lambda: inv.Sequential(inv.Split(), nn.ReLU()),
             "Sequential: expected an InvertibleModule, got an object of type int.": lambda: inv.Sequential(3),
             "expected a pair of tensors": lambda: inv.Sequential(inv.PixelUnshuffle(2), inv.Coupling(nn.Tanh()))(x2d),
+            "'str' object cannot be interpreted as an integer": lambda: inv.Sequential(inv.Split())["0"],
+            "Sequential(): expected a tensor, or a tuple of tensors, got an object of type list.": lambda: (
+                inv.Sequential(inv.Split()).forward_and_log_det([1])
+            ),
+            "Sequential(): expected a tensor of shape (batch, channels, ...), got a tensor of shape ().": lambda: (
+                inv.Sequential(inv.Split()).forward_and_log_det(torch.tensor(1.0))
+            ),
             "Sequential: a slice cannot turn the order round, got step -1. The swapped map is Inverse(net)": lambda: (
                 inv.Sequential(inv.Split())[::-1]
             ),

@@ -1,16 +1,29 @@
 """What the laws cannot say of the coupling: its equation, its buffers, the function's misuse, zero batches."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torchvision.ops import StochasticDepth
 
-from invertible import Coupling, Inverse, Merge, PadSplit, Parallel, PixelUnshuffle, Sequential, Split
+from invertible import (
+    Coupling,
+    Exactness,
+    Inverse,
+    InvertibleModule,
+    Merge,
+    PadSplit,
+    Parallel,
+    PixelUnshuffle,
+    Sequential,
+    Split,
+)
 from invertible.testing import inverse_moves_no_buffer, recovers_its_input
-from tests.catalogue import seeded, smooth, streams
+from tests.catalogue import ConditionalTanh, seeded, smooth, streams
 
 IN_PLACE = "the function must not write to its input, but it did, and the stream is lost"
 
@@ -216,3 +229,111 @@ def test_keeping_buffers_holds_for_shared_and_nested_modules():
     x = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     inverse_moves_no_buffer(net, x)
     recovers_its_input(net, x)
+
+
+def test_the_function_may_be_partly_in_training():
+    """What moves buffers may be a child in train of a function in eval."""
+    coupling = Coupling(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3))).eval()
+    coupling.function[0].train()
+    x = torch.rand(4, 3), torch.rand(4, 3)
+    coupling.inverse(x)
+    assert coupling.function[0].num_batches_tracked == 0
+    coupling(x)
+    assert coupling.function[0].num_batches_tracked == 1
+
+
+def test_misfits_of_functions_without_buffers_say_nothing_of_buffers():
+    with pytest.raises(ValueError, match=r"got a tensor of shape \(2, 5\)\.$"):
+        Coupling(nn.Linear(3, 5))((torch.rand(2, 3), torch.rand(2, 3)))
+
+
+def test_a_function_on_another_device_is_refused():
+    class Elsewhere(nn.Module):
+        def forward(self, x):
+            return x.to("meta")
+
+    with pytest.raises(ValueError, match="the function's output must be on the stream's device cpu, got meta"):
+        Coupling(Elsewhere())((torch.rand(2, 3), torch.rand(2, 3)))
+
+
+def test_a_compiled_function_still_gets_its_condition():
+    coupling = Coupling(torch.compile(ConditionalTanh(), backend="eager"))
+    x = torch.rand(2, 3), torch.rand(2, 3)
+    condition = torch.rand(2, 1)
+    assert torch.equal(coupling(x, condition=condition)[1], x[0] + torch.tanh(x[1] * condition))
+
+
+def test_the_exactness_of_downsample_counts():
+    class Solver(Sequential):
+        exactness = Exactness.ITERATIVE
+
+    assert Coupling(nn.Tanh(), downsample=Solver()).exactness is Exactness.ITERATIVE
+
+
+@pytest.mark.parametrize(
+    "random",
+    [nn.MultiheadAttention(4, 1, dropout=0.5), nn.RReLU(), StochasticDepth(0.5, "row"), Coupling(nn.Dropout())],
+)
+def test_random_parts_are_found_or_declare_themselves(random):
+    if isinstance(random, StochasticDepth):
+        random.stochastic = True
+    function = nn.Sequential(nn.Linear(4, 4), random)
+    assert Coupling(function).stochastic
+    assert Sequential(Coupling(nn.Tanh()), Coupling(function)).stochastic  # any, not all
+    assert Parallel(Coupling(nn.Tanh()), Coupling(function)).stochastic
+    if not isinstance(random, StochasticDepth):
+        assert not Coupling(function).eval().stochastic
+
+
+def test_the_default_log_det_of_the_inverse_moves_no_buffer():
+    class Bare(InvertibleModule):  # defines no inverse_and_log_det
+        def __init__(self):
+            super().__init__()
+            self.coupling = Coupling(nn.BatchNorm1d(3))
+
+        def forward(self, x, *, condition=None):
+            return self.coupling(x)
+
+        def inverse(self, y, *, condition=None):
+            return self.coupling.inverse(y)
+
+        def forward_and_log_det(self, x, *, condition=None):
+            return self.coupling.forward_and_log_det(x)
+
+    layer, x = Bare(), (torch.rand(4, 3), torch.rand(4, 3))
+    layer.inverse_and_log_det(x)
+    assert layer.coupling.function.num_batches_tracked == 0
+    Inverse(layer).forward_and_log_det(x)
+    assert layer.coupling.function.num_batches_tracked == 1
+
+
+def test_in_place_functions_are_harmless_where_writes_are_not_counted():
+    coupling = Coupling(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 3))).eval()
+    with torch.inference_mode():
+        x = torch.randn(4, 3), torch.randn(4, 3)
+        before = x[1].clone()
+        y = coupling(x)
+        assert torch.equal(x[1], before)
+        torch.testing.assert_close(coupling.inverse(y), x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it traces
+def test_inference_compiles_whole_and_gives_the_same():
+    inner = Sequential(Coupling(nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1))), Inverse(Coupling(nn.Tanh())))
+    net = Sequential(PixelUnshuffle(2), Split(), inner, Merge()).eval()
+    x = torch.rand(2, 3, 4, 4)
+    with torch.no_grad():
+        y = net(x)
+        for method, value in (("forward", x), ("inverse", y), ("forward_and_log_det", x), ("off_range", y)):
+            compiled = torch.compile(getattr(net, method), fullgraph=True, backend="aot_eager")
+            torch.testing.assert_close(compiled(value), getattr(net, method)(value))
+
+
+def test_inverses_in_several_threads_leave_the_statistics_alone():
+    coupling = Coupling(nn.Sequential(nn.BatchNorm1d(64), nn.Linear(64, 64)))
+    buffers, before = list(coupling.buffers()), state(coupling)
+    x = torch.rand(64, 64), torch.rand(64, 64)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: coupling.inverse(x), range(200)))
+    assert all(a is b for a, b in zip(buffers, coupling.buffers(), strict=True))
+    assert same(before, state(coupling))

@@ -1,5 +1,6 @@
 """Trees of images: their order, their randomness, and what is wrong with them."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
+from torchvision.transforms import v2
 
 from zoo.data import ImageTree, StepSampler, evaluation_transform, load_image, loader, training_transform
 from zoo.digits import write_digits
@@ -136,7 +138,7 @@ def test_what_is_wrong_with_a_tree_is_said(tmp_path):
         (tmp_path / "none", None, f"no such folder: {tmp_path / 'none'}"),
         (good / "cat" / "a.png", None, "no such folder"),
         (tree(tmp_path / "flat", [""]), None, "no class folders in"),
-        (tree(tmp_path / "empty", ["cat", "dog"], image=False), None, "for the class cat, dog"),
+        (tree(tmp_path / "empty", ["n01.cat", "n02.dog"], image=False), None, "for the class n01.cat"),
         (good, ["cat"], f"unknown class folder {good / 'dog'}: the training data has no class of this name"),
         (good, ["cat", "dog", "emu"], f"no folder for class 'emu' in {good}"),
     ]:
@@ -167,7 +169,33 @@ def test_images_of_every_mode_become_rgb(tmp_path):
     rgb = Image.fromarray(load_sample_images().images[0]).resize((16, 16))
     for mode, suffix in [("L", "png"), ("CMYK", "jpeg"), ("P", "png"), ("RGBA", "png"), ("I;16", "png"), ("1", "png")]:
         path = tmp_path / f"{mode.replace(';', '')}.{suffix}"
-        (rgb.convert("L").convert("I").convert(mode) if mode == "I;16" else rgb.convert(mode)).save(path)
-        assert load_image(path).mode == "RGB"
+        grey = np.asarray(rgb.convert("L"))
+        (Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else rgb.convert(mode)).save(path)
+        image = load_image(path)
+        assert image.mode == "RGB"
+        if mode in {"L", "I;16"}:
+            assert np.array_equal(np.asarray(image)[..., 0], grey)  # scaled, not clipped
+        elif mode != "1":
+            assert np.abs(np.asarray(image).astype(int) - np.asarray(rgb)).mean() < 40
     with pytest.raises(InputError, match=r"cannot read the image .*nothing\.png: No such file or directory"):
         load_image(tmp_path / "nothing.png")
+
+
+def test_evaluation_scales_the_shorter_side_and_crops_the_centre():
+    recipe = dataclasses.replace(RECIPES["imagenet"], size=32, resize=64)
+    image = Image.fromarray(load_sample_images().images[0])  # 427 by 640
+    scaled = v2.functional.resize(image, [64])
+    width, height = scaled.size
+    left, top = round((width - 32) / 2), round((height - 32) / 2)
+    expected = np.asarray(scaled.crop((left, top, left + 32, top + 32)))
+    assert np.array_equal(evaluation_transform(recipe)(image).permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_training_flips_if_the_recipe_says_so(flip):
+    recipe = dataclasses.replace(RECIPES["digits"], flip=flip, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    ramp = Image.fromarray(np.tile(np.arange(32, dtype=np.uint8)[None, :, None], (32, 1, 3)))
+    rising = [bool(training_transform(recipe)(ramp)[0, 0, 0] < 16) for _ in range(40)]
+    assert all(rising) if not flip else 5 < sum(rising) < 35
+    assert not RECIPES["digits"].flip
+    assert RECIPES["imagenet"].flip

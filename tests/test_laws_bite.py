@@ -188,6 +188,27 @@ class SameSignBothWays(Layer):  # FrEIA LearnedElementwiseScaling
         return self.inverse(y), self.forward_and_log_det(y)[1]
 
 
+class LogDetMovesABuffer(Layer):  # ActNorm that initialises in the density path
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("ready", torch.zeros(()))
+
+    def forward_and_log_det(self, x, *, condition=None):
+        self.ready.fill_(1)
+        return super().forward_and_log_det(x)
+
+
+class CallsItselfIsometric(Layer):
+    isometric = True
+    exactness = Exactness.ROUNDING
+
+
+class KeepsAListAside(Layer):
+    def __init__(self):
+        super().__init__()
+        self.scales = [torch.ones(3)]
+
+
 class SumsOverChannelsOnly(Layer):  # FrEIA InvertibleSigmoid
     def forward_and_log_det(self, x, *, condition=None):
         return self(x), torch.full_like(x, 2.0).log().sum(1)
@@ -212,6 +233,12 @@ class LogDetWithoutGradient(Scales):  # FrEIA IResNetLayer
     def forward_and_log_det(self, x, *, condition=None):
         y, log_det = super().forward_and_log_det(x)
         return y, log_det.detach()
+
+
+class InverseLogDetWithoutGradient(Scales):
+    def inverse_and_log_det(self, y, *, condition=None):
+        x, log_det = super().inverse_and_log_det(y)
+        return x, log_det.detach()
 
 
 class GradientIsWrong(Scales):
@@ -244,7 +271,11 @@ BROKEN = [
     (HidesItsNoise(), laws.is_deterministic, "moved the caller's random stream"),
     (MixesTheBatch(), laws.treats_samples_alone, "differs when alone"),
     (CannotBePickled(), laws.survives_copying, "pickle"),
-    (KeepsItsStateAside(), laws.survives_copying, "order is a tensor, but neither parameter nor buffer"),
+    (KeepsAListAside(), laws.survives_copying, "scales holds a tensor that is neither parameter nor buffer"),
+    (LogDetMovesABuffer(), laws.keeps_state_in_eval, "state changed in eval: ready"),
+    (InverseLogDetWithoutGradient(), laws.log_det_matches_autograd, "Numerical gradient"),
+    (CallsItselfIsometric(), laws.keeps_distances_if_isometric, "the distance changed"),
+    (KeepsItsStateAside(), laws.survives_copying, "order holds a tensor that is neither parameter nor buffer"),
     (SameSignBothWays(), laws.log_det_matches_autograd, "inverse log-determinant is off"),
     (SumsOverChannelsOnly(), laws.log_det_matches_autograd, "log-determinants of shapes"),
     (LogDetWithoutGradient(), laws.log_det_matches_autograd, "Numerical gradient for function expected to be zero"),

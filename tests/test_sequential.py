@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -130,7 +131,8 @@ def test_hooks_and_names_see_a_network_as_usual():
 
 def test_the_condition_reaches_every_layer_in_every_direction():
     inner = Sequential(Coupling(ConditionalTanh()), Inverse(Coupling(ConditionalTanh())))
-    net = Sequential(Split(), inner, Parallel(Identity(), Identity()), Merge())
+    both = Parallel(Sequential(Split(), Coupling(ConditionalTanh()), Merge()), Identity())
+    net = Sequential(Split(), inner, both, Merge())
     x, condition = torch.rand(2, 4, 3, 3, dtype=torch.float64), torch.rand(2, 5, dtype=torch.float64)
     y = net(x, condition=condition)
     assert not torch.equal(y, net(x, condition=condition + 1))
@@ -138,6 +140,10 @@ def test_the_condition_reaches_every_layer_in_every_direction():
     torch.testing.assert_close(net.forward_and_log_det(x, condition=condition)[0], y)
     torch.testing.assert_close(net.inverse_and_log_det(y, condition=condition)[0], x)
     assert net.off_range(y, condition=condition).max() < 1e-12
+    assert torch.equal([value for _, value in net.trace(x, condition=condition)][-1], y)
+    torch.testing.assert_close([value for _, value in net.trace_inverse(y, condition=condition)][-1], x)
+    alone = both((x[:, :2], x[:, 2:]), condition=condition)
+    assert not torch.equal(alone[0], both((x[:, :2], x[:, 2:]), condition=condition + 1)[0])
 
 
 @pytest.mark.parametrize(
@@ -162,3 +168,25 @@ def test_log_det_of_injective_layers_followed_by_moves_only():
     nested = Sequential(Sequential(PadSplit(2, 6), Merge()), Split(), Coupling(nn.Tanh()))
     with pytest.raises(ValueError, match="layer 2, Coupling\\(\\), is not isometric and follows layer 0, Sequential"):
         nested.inverse_and_log_det((torch.rand(3, 3), torch.rand(3, 3)))
+
+
+def test_a_trace_enters_plain_sequentials_only_and_says_where():
+    class Doubled(Sequential):
+        def forward(self, x, *, condition=None):
+            return 2 * super().forward(x, condition=condition)
+
+        def inverse(self, y, *, condition=None):
+            return super().inverse(y / 2, condition=condition)
+
+    net = Sequential(Doubled(Identity()), Sequential(Identity(), Split()))
+    x = torch.ones(1, 2)
+    assert [name for name, _ in net.trace(x)] == ["0", "1.0", "1.1"]
+    assert torch.equal(next(net.trace(x))[1], 2 * x)
+    with pytest.raises(ValueError, match="must be even") as caught:
+        list(net.trace(torch.ones(1, 3)))
+    assert caught.value.__notes__ == ["in Sequential, layer 1 of 2, forward"] * 2
+
+
+def test_positions_may_be_any_integer():
+    net = numbered(3)
+    assert net[np.int64(1)] is net[1]

@@ -1,26 +1,31 @@
 """Training: the schedule, the same bits twice, going on after an interruption, what is written and measured."""
 
+import copy
 import dataclasses
 import io
 import json
 import math
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
 import zoo
-from zoo import training
+from zoo import plots, training
 from zoo.digits import write_digits
 from zoo.errors import InputError
 from zoo.evaluation import evaluate
-from zoo.inversion import InversionError, inversion_error, relative_errors
+from zoo.inversion import InversionError, relative_errors
 from zoo.progress import Reporter
 from zoo.recipes import RECIPES, Recipe
-from zoo.training import TIMING, Interrupted, Run, Trainer, learning_rate
+from zoo.run import Run
+from zoo.training import TIMING, Interrupted, Trainer, learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +164,106 @@ def test_the_papers_inversion_error():
     recovered = torch.tensor([[3.0, 4.5], [0.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     assert relative_errors(recovered, x).tolist() == pytest.approx([0.1, 0.0, math.inf, 0.0])
     assert InversionError.of(torch.tensor([1.0, 2.0, 6.0])) == InversionError(3.0, 2.0, 6.0)
-    net = zoo.create("irevnet_small", num_classes=3).eval()
-    batches = [torch.rand(3, 3, 32, 32), torch.rand(2, 3, 32, 32)]
-    error = inversion_error(net, batches)
-    with torch.no_grad():
-        each = torch.cat([relative_errors(net.inverse(net.features(b)), b) for b in batches])
-    assert error == InversionError.of(each)
+    assert InversionError.of(torch.tensor([1.0, 3.0])).median == 2.0
+
+
+def test_a_run_is_the_recipe_and_nothing_else(digits, tmp_path):
+    """Against plain SGD, written out: momentum, decay, smoothing, schedule, and the figures of the row."""
+    changes = {"lr": 0.02, "weight_decay": 0.05, "label_smoothing": 0.2, "warmup_epochs": 0.4}
+    recipe = dataclasses.replace(SHORT, epochs=1, batch_size=480, **changes)  # 3 steps, the first to warm up
+    trainer = Trainer(Run(recipe, digits), tmp_path)
+    net = copy.deepcopy(trainer.net).train()
+    batches = [(images.clone(), labels) for images, labels in trainer._batches()]
+    velocity = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    losses, hits = [], 0
+    for step, (images, labels) in enumerate(batches):
+        rate = 0.02 if step == 0 else 0.02 * (1 + math.cos(math.pi * (step - 1) / 2)) / 2
+        logits = net(images)
+        target = torch.full_like(logits, 0.2 / 10).scatter_(1, labels[:, None], 0.8 + 0.2 / 10)
+        loss = -(target * logits.log_softmax(1)).sum(1).mean()
+        losses.append(loss.item())
+        hits += (logits.argmax(1) == labels).sum().item()
+        net.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for name, p in net.named_parameters():
+                gradient = torch.add(p.grad, p, alpha=0.05)
+                velocity[name] = 0.9 * velocity[name] + gradient
+                p -= rate * (gradient + 0.9 * velocity[name])  # Nesterov
+    fit(trainer)
+    for name, p in trainer.net.named_parameters():
+        torch.testing.assert_close(p, dict(net.named_parameters())[name], rtol=1e-3, atol=1e-5)
+    row = rows(tmp_path)[0]
+    assert row["train_loss"] == pytest.approx(sum(losses) / 3, rel=1e-4)
+    assert row["train_top1"] == pytest.approx(100 * hits / (3 * 480), abs=0.2)
+
+
+def test_the_pictures_are_the_first_of_each_class(digits, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(training.plots, "reconstructions", lambda *arguments: drawn.append(arguments))
+    trainer = Trainer(Run(SHORT, digits), tmp_path)
+    trainer.invert()
+    [(originals, recovered, path)] = drawn
+    first = [trainer.validation[0, [lab for _, lab in trainer.validation.samples].index(k)][0] for k in range(10)]
+    assert torch.equal(originals, torch.stack(first).float() / 255)
+    assert not torch.equal(originals, recovered)
+    torch.testing.assert_close(originals, recovered)
+    assert path == tmp_path / "reconstructions.png"
+
+
+def test_the_picture_shows_original_reconstruction_and_difference(tmp_path):
+    red, green = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
+    red[:, 0], green[:, 1] = 1, 1
+    plots.reconstructions(red, green, tmp_path / "picture.png")
+    pixels = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB"))
+
+    def height(*colour):
+        return np.argwhere((pixels == colour).all(-1))[:, 0].mean() / len(pixels)
+
+    assert height(255, 0, 0) < height(0, 255, 0) < height(255, 255, 0)  # |red - green| is yellow
+    plots.reconstructions(0 * red, 1e-7 * green, tmp_path / "close.png")
+    pixels = np.asarray(Image.open(tmp_path / "close.png").convert("RGB"))
+    assert height(0, 255, 0) > 0.5  # a difference of 1e-7 fills the scale
+
+
+def test_a_failed_run_can_go_on(digits, tmp_path):
+    """What was done before a bad image is kept; the run goes on when it is mended."""
+    tree = tmp_path / "tree"
+    shutil.copytree(digits, tree)
+    bad = min(tree.glob("train/*/*.png"))
+    content = bad.read_bytes()
+    fit(Trainer(Run(SHORT, str(tree)), tmp_path / "whole"))
+    bad.write_bytes(b"no image")
+    with pytest.raises(InputError, match="not an image file"):
+        fit(Trainer(Run(SHORT, str(tree)), tmp_path / "cut"))
+    bad.write_bytes(content)
+    resumed = fit(Trainer.resume(tmp_path / "cut"))
+    assert resumed.step == 10
+    assert same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_run_does_not_go_on_with_other_data(digits, tmp_path):
+    fit(Trainer(Run(dataclasses.replace(SHORT, epochs=1), digits), tmp_path / "run"))
+    moved = tmp_path / "moved"
+    shutil.copytree(digits, moved)
+    assert Trainer.resume(tmp_path / "run", data=str(moved)).step == 5
+    next(moved.glob("train/3/*.png")).unlink()
+    with pytest.raises(
+        InputError, match="the training data is not that of the run in .*: other classes or number of images"
+    ):
+        Trainer.resume(tmp_path / "run", data=str(moved))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_digits_are_learnt_and_inverted(digits, tmp_path, seed):
+    """The promise of the demo, by the recipe as it is."""
+    trainer = fit(Trainer(Run(RECIPES["digits"], digits, seed=seed), tmp_path))
+    assert trainer.evaluate().top1 >= 98.5
+    assert rows(tmp_path)[-1]["top1"] >= 98.5
+    error = trainer.invert()
+    assert error.mean <= 2e-6
+    assert error.maximum <= 2e-6
 
 
 def test_refusals(digits, tmp_path):
@@ -174,6 +273,11 @@ def test_refusals(digits, tmp_path):
     for make, words in [
         (lambda: Trainer(run(size=40), tmp_path), "irevnet_small needs a size that 16 divides, got 40"),
         (lambda: Trainer(run(model="irevnet_c"), tmp_path), "unknown model 'irevnet_c'; there are irevnet_a"),
+        (
+            lambda: Trainer(run(size=16, batch_size=1), tmp_path),
+            "irevnet_small needs a batch of two or more at size 16",
+        ),
+        (lambda: Trainer(dataclasses.replace(run(), device="meta"), tmp_path), "no device 'meta' here: "),
         (lambda: Trainer(run(batch_size=5000), tmp_path), "the batch size 5000 is more than the 1442 training images"),
         (lambda: Trainer(dataclasses.replace(run(), device="cuda:99"), tmp_path), "no device 'cuda:99' here: "),
         (lambda: Trainer(dataclasses.replace(run(), device="gpu"), tmp_path), "no device 'gpu' here: "),
@@ -193,10 +297,21 @@ def test_damaged_runs_are_refused_in_one_line(digits, tmp_path):
     checkpoint.write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"cannot read .*checkpoint\.pt"):
         Trainer.resume(tmp_path)
+    for content in (b"", b"nothing"):
+        checkpoint.write_bytes(content)
+        with pytest.raises(InputError, match=r"cannot read .*checkpoint\.pt: \S"):
+            Trainer.resume(tmp_path)
+    torch.save({"net": {}}, checkpoint)
+    with pytest.raises(InputError, match=r"cannot read .*checkpoint\.pt: 'optimizer'"):
+        Trainer.resume(tmp_path)
     checkpoint.unlink()
     with pytest.raises(InputError, match=r"checkpoint\.pt is missing"):
         Trainer.resume(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"batch_size": 256', '"batch_size": "many"'))
+    with pytest.raises(InputError, match=r"cannot read .*config\.json: batch_size is 'many'"):
+        Trainer.resume(tmp_path)
+    config.write_text("{}")
     with pytest.raises(InputError, match=r"cannot read .*config\.json"):
         Trainer.resume(tmp_path)
 

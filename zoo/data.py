@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
 
-from zoo.errors import InputError
+from zoo.errors import InputError, reason
 from zoo.recipes import Recipe
 
 __all__ = ["ImageTree", "StepSampler", "evaluation_transform", "load_image", "loader", "training_transform"]
@@ -42,12 +42,15 @@ def load_image(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16 bits per pixel, which "convert" would clip, not scale
+                return Image.fromarray(
+                    (np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8)
+                ).convert("RGB")
             return image.convert("RGB")  # decodes it all, so that a truncated file is found here
     except UnidentifiedImageError:
         raise InputError(f"cannot read the image {path}: not an image file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(f"cannot read the image {path}: {reason}") from error
+        raise InputError(f"cannot read the image {path}: {reason(error)}") from error
 
 
 class ImageTree(Dataset[tuple[Tensor, int]]):
@@ -85,8 +88,11 @@ class ImageTree(Dataset[tuple[Tensor, int]]):
         numbers = {name: number for number, name in enumerate(self.classes)}
         try:
             self.samples = make_dataset(str(root), numbers, extensions=IMG_EXTENSIONS)
-        except FileNotFoundError as error:
-            empty = str(error).split("classes ")[-1].split(".")[0]
+        except FileNotFoundError:
+            filled = {
+                path.relative_to(root).parts[0] for path in root.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS
+            }
+            empty = next(name for name in self.classes if name not in filled)
             raise InputError(f"no images in {root} for the class {empty}") from None
         self.transform = transform
         self.seed = seed

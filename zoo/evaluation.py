@@ -34,20 +34,23 @@ def image_batches(
 
 @torch.no_grad()
 def evaluate(net: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> Evaluation:
-    """Classifies every image in ``eval`` mode and puts the network back into the mode that it was in.
+    """Classifies every image in ``eval`` mode and puts every part of the network back into the mode that it was in.
 
     The top-5 accuracy counts a label among the five largest logits; with fewer classes it is 100.
     """
-    training = net.training
+    modes = [(part, part.training) for part in net.modules()]
     net.eval()
     totals = torch.zeros(3, dtype=torch.float64)
     count = 0
-    for images, labels in batches:
-        logits = net(images)
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        loss = cross_entropy(logits, labels, reduction="sum")
-        totals += torch.stack([best[:, 0].sum().double(), best.sum().double(), loss.double()]).cpu()
-        count += len(labels)
-    net.train(training)
+    try:
+        for images, labels in batches:
+            logits = net(images)
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            loss = cross_entropy(logits, labels, reduction="sum")
+            totals += torch.stack([best[:, 0].sum().double(), best.sum().double(), loss.double()]).cpu()
+            count += len(labels)
+    finally:
+        for part, training in modes:
+            part.training = training
     top1, top5, loss = (totals / count).tolist()
     return Evaluation(100 * top1, 100 * top5, loss, count)

@@ -1,6 +1,6 @@
 """How well a network's inverse recovers its input."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from zoo.data import load_image
 from zoo.irevnet import IRevNet
 
-__all__ = ["InversionError", "inversion_error", "invert_files", "relative_errors"]
+__all__ = ["InversionError", "invert_files", "relative_errors"]
 
 
 def relative_errors(recovered: Tensor, x: Tensor) -> Tensor:
@@ -26,7 +26,13 @@ def relative_errors(recovered: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class InversionError:
-    """The relative errors of a set of images; their mean is the paper's measure, section 4.2."""
+    r"""The relative errors of a set of images.
+
+    .. math::
+        \epsilon(X) = \frac{1}{|X|} \sum_{x \in X} \frac{\lVert x - \Phi^{-1} \Phi x \rVert}{\lVert x \rVert}
+
+    The mean is the paper's measure. Source: i-RevNet, section 4.2, https://arxiv.org/abs/1802.07088
+    """
 
     mean: float
     median: float
@@ -35,41 +41,25 @@ class InversionError:
     @classmethod
     def of(cls, errors: Tensor) -> "InversionError":
         """Summarises the errors of :func:`relative_errors`."""
-        return cls(float(errors.mean()), float(errors.median()), float(errors.max()))
-
-
-@torch.no_grad()
-def inversion_error(net: IRevNet, batches: Iterable[Tensor]) -> InversionError:
-    r"""Inverts images from their last features and returns the relative error over all of them.
-
-    .. math::
-        \epsilon(X) = \frac{1}{|X|} \sum_{x \in X} \frac{\lVert x - \Phi^{-1} \Phi x \rVert}{\lVert x \rVert}
-
-    Source: i-RevNet, section 4.2, https://arxiv.org/abs/1802.07088. The network runs in the mode that it is in.
-
-    Args:
-        net: the network.
-        batches: batches of the images as the network sees them.
-    """
-    errors = [relative_errors(net.inverse(net.features(x)), x).cpu() for x in batches]
-    return InversionError.of(torch.cat(errors))
+        return cls(float(errors.mean()), float(errors.quantile(0.5)), float(errors.max()))
 
 
 @torch.no_grad()
 def invert_files(
-    net: IRevNet, paths: Sequence[Path], transform: v2.Compose, *, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Reads image files, runs the network forward and backwards in ``eval``, and returns images and recoveries.
+    net: IRevNet, paths: Iterable[Path], transform: v2.Compose, *, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Reads image files, runs the network forward and backwards in ``eval``, and yields each image and its recovery.
 
     Args:
         net: the network.
-        paths: of the images, at least one.
-        transform: from a Pillow image to a uint8 tensor of one size.
+        paths: of the images.
+        transform: from a Pillow image to a uint8 tensor.
         device: that the network is on.
 
     Raises:
         InputError: if a file can't be read.
     """
     net.eval()
-    images = torch.stack([transform(load_image(path)) for path in paths]).to(device).float() / 255
-    return images, net.inverse(net.features(images))
+    for path in paths:
+        image = transform(load_image(path)).to(device).float()[None] / 255
+        yield image, net.inverse(net.features(image))

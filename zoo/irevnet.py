@@ -81,7 +81,8 @@ class IRevNet(nn.Module):
 
     Raises:
         TypeError: if the input is not a floating-point tensor.
-        ValueError: if the input has another shape, or ``inverse`` is given logits.
+        ValueError: if the input has another shape, is one image of ``size_divisor`` pixels in training mode, or
+            ``inverse`` is given logits.
 
     Example:
         >>> net = irevnet_small(num_classes=10).eval()
@@ -166,6 +167,11 @@ class IRevNet(nn.Module):
         if any(size % self.size_divisor or not size for size in shape[2:]):
             raise ValueError(
                 f"IRevNet: height and width must be divisible by {self.size_divisor}, got a tensor of shape {shape}."
+            )
+        if self.training and shape[0] * (shape[2] // self.size_divisor) * (shape[3] // self.size_divisor) == 1:
+            raise ValueError(
+                f"IRevNet: in training mode batch norm needs more than one value per channel in the last stage, "
+                f"got a tensor of shape {shape}. Take a larger batch or image, or net.eval()."
             )
         if not x.is_floating_point():
             raise TypeError(f"IRevNet: expected floating-point images, got dtype {x.dtype}. Scale them: x / 255.")

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["Reporter"]
+__all__ = ["Reporter", "say"]
 
 
 class Reporter:
@@ -70,7 +70,7 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """Prints a line as it is."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, line)
 
     def table(self, title: str, cells: dict[str, str]) -> None:
         """Prints names and values in two columns."""
@@ -78,3 +78,8 @@ class Reporter:
         for name, value in cells.items():
             table.add_row(name, value)
         self.console.print(table)
+
+
+def say(console: Console, line: str) -> None:
+    """Prints a line as it is, whatever brackets are in it, and lets the terminal break it."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

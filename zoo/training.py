@@ -19,14 +19,24 @@ from torch.nn.functional import cross_entropy
 from zoo import plots, registry
 from zoo.data import ImageTree, StepSampler, evaluation_transform, loader, training_transform
 from zoo.digits import write_digits
-from zoo.errors import InputError
+from zoo.errors import InputError, reason
 from zoo.evaluation import Evaluation, evaluate, image_batches
 from zoo.inversion import InversionError, relative_errors
 from zoo.irevnet import IRevNet
 from zoo.progress import Reporter
 from zoo.recipes import Recipe
+from zoo.run import Run, load_checkpoint, readable, write
 
-__all__ = ["TIMING", "Interrupted", "Run", "Trainer", "build", "find_device", "learning_rate"]
+__all__ = [
+    "TIMING",
+    "DivergedError",
+    "Interrupted",
+    "Trainer",
+    "build",
+    "find_device",
+    "learning_rate",
+    "load_net",
+]
 
 TIMING = ("seconds", "images_per_second")
 """The fields of ``metrics.jsonl`` that differ between two runs with the same seed."""
@@ -35,41 +45,12 @@ DIGITS = Path("runs/data/digits")
 """Where the embedded digits are written, if a run has no data of its own."""
 
 
+class DivergedError(InputError):
+    """The loss is no longer finite."""
+
+
 class Interrupted(Exception):  # noqa: N818 (not an error: the user asked for it)
     """The user pressed Ctrl-C; the run is saved."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """All that decides a run's result, and where it runs."""
-
-    recipe: Recipe
-    data: str | None
-    """A folder with ``train/CLASS/`` and ``val/CLASS/``; ``None`` for the embedded digits."""
-    seed: int = 0
-    device: str = "cpu"
-    workers: int = 0
-
-    def save(self, path: Path) -> None:
-        """Writes the configuration as JSON."""
-        _write(path, (json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode())
-
-    @classmethod
-    def load(cls, path: Path) -> "Run":
-        """Reads what :meth:`save` wrote.
-
-        Raises:
-            InputError: if there is no such file, or it is not a configuration.
-        """
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            recipe: dict[str, Any] = fields.pop("recipe")
-            recipe.update({key: tuple(value) for key, value in recipe.items() if isinstance(value, list)})
-            return cls(recipe=Recipe(**recipe), **fields)
-        except FileNotFoundError:
-            raise InputError(f"no run in {path.parent}: {path.name} is missing") from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"cannot read {path}: {error}") from None
 
 
 def learning_rate(recipe: Recipe, step: int, *, total: int, per_epoch: int) -> float:
@@ -142,17 +123,14 @@ class Trainer:
         """
         run = dataclasses.replace(Run.load(folder / "config.json"), **changes)
         trainer = cls(run, folder)
-        path = folder / "checkpoint.pt"
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_checkpoint(folder)
+        if state["classes"] != trainer.training.classes or state["images"] != len(trainer.training):
+            raise InputError(f"the training data is not that of the run in {folder}: other classes or number of images")
+        with readable(folder / "checkpoint.pt"):
             trainer.net.load_state_dict(state["net"])
             trainer.optimizer.load_state_dict(state["optimizer"])
-        except FileNotFoundError:
-            raise InputError(f"no checkpoint in {folder}: {path.name} is missing") from None
-        except Exception as error:  # a damaged file fails in as many ways as there are bytes
-            raise InputError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
-        trainer.step, trainer.rows = state["step"], state["rows"]
-        trainer._sums, trainer._seconds = state["sums"].to(trainer.device), state["seconds"]
+            trainer.step, trainer.rows = state["step"], state["rows"]
+            trainer._sums, trainer._seconds = state["sums"].to(trainer.device), state["seconds"]
         return trainer
 
     def fit(self, reporter: Reporter) -> None:
@@ -164,20 +142,28 @@ class Trainer:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.run.save(self.folder / "config.json")
+        self.save()
         with reporter, _stop_on_interrupt() as stop:
-            batches = self._batches()
-            while len(self.rows) < self.epochs:
-                end = min((len(self.rows) + 1) * self.per_epoch, self.total)
-                self._train_until(end, batches, stop, reporter)
-                if not stop.is_set():
-                    self._close_epoch(self.evaluate(), end, reporter)
+            try:
+                self._train(stop, reporter)
+            except DivergedError:
+                raise
+            except InputError:  # a bad image; the steps before it are good
                 self.save()
-                if stop.is_set() or len(self.rows) == self.epochs:
-                    break
+                raise
         if self.rows:
             plots.curves(self.rows, self.folder / "curves.png")
-        if len(self.rows) < self.epochs:
+        if stop.is_set():
             raise Interrupted
+
+    def _train(self, stop: threading.Event, reporter: Reporter) -> None:
+        batches = self._batches()
+        while len(self.rows) < self.epochs and not stop.is_set():
+            end = min((len(self.rows) + 1) * self.per_epoch, self.total)
+            self._train_until(end, batches, stop, reporter)
+            if not stop.is_set():
+                self._close_epoch(self.evaluate(), end, reporter)
+            self.save()
 
     def evaluate(self) -> Evaluation:
         """Classifies the validation images."""
@@ -213,6 +199,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "rows": self.rows,
+            "classes": self.training.classes,
+            "images": len(self.training),
             "sums": self._sums.cpu(),
             "seconds": self._seconds,
         }
@@ -221,8 +209,8 @@ class Trainer:
         partial.replace(self.folder / "checkpoint.pt")
         weights = {key: value.contiguous() for key, value in self.net.state_dict().items()}
         about = {"model": self.run.recipe.model, "classes": json.dumps(self.training.classes)}
-        _write(self.folder / "model.safetensors", save(weights, metadata=about))
-        _write(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        write(self.folder / "model.safetensors", save(weights, metadata=about))
+        write(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows).encode())
 
     @property
     def seconds(self) -> float:
@@ -272,7 +260,7 @@ class Trainer:
                 seen = (self.step - first) * recipe.batch_size
                 mean, top1 = (self._sums / seen).tolist()
                 if not math.isfinite(mean):
-                    raise InputError(f"the loss is {mean} at step {self.step}; try a lower --lr")
+                    raise DivergedError(f"the loss is {mean} at step {self.step}; try a lower --lr")
                 epoch = f"epoch {len(self.rows) + 1}/{self.epochs}"
                 reporter.step(self.step, epoch=epoch, loss=mean, top1=100 * top1, speed=seen / self._seconds)
 
@@ -310,7 +298,25 @@ def build(recipe: Recipe, *, num_classes: int) -> nn.Module:
     divisor = getattr(net, "size_divisor", 1)
     if recipe.size % divisor or recipe.size < 1:
         raise InputError(f"{recipe.model} needs a size that {divisor} divides, got {recipe.size}")
+    if recipe.size == divisor and recipe.batch_size == 1:
+        raise InputError(
+            f"{recipe.model} needs a batch of two or more at size {recipe.size}: batch norm would see one value"
+        )
     return net
+
+
+def load_net(folder: Path, device: torch.device) -> tuple[nn.Module, Run]:
+    """Builds the network of a run with its weights; the data is not needed.
+
+    Raises:
+        InputError: if there is no run, or its checkpoint can't be read.
+    """
+    run = Run.load(folder / "config.json")
+    state = load_checkpoint(folder)
+    net = build(run.recipe, num_classes=len(state["classes"]))
+    with readable(folder / "checkpoint.pt"):
+        net.load_state_dict(state["net"])
+    return net.to(device), run
 
 
 def find_device(name: str) -> torch.device:
@@ -321,16 +327,10 @@ def find_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"no device {name!r} here: {str(error).splitlines()[0]}") from None
+        raise InputError(f"no device {name!r} here: {reason(error)}") from None
     return device
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 @contextmanager

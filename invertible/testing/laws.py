@@ -3,14 +3,33 @@
 import copy
 import io
 import pickle
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from invertible._value import Value, describe, is_channels_last, leaves, map_value
-from invertible.module import Exactness, InvertibleModule
+from invertible._value import Value, describe, leaves, map_value
+from invertible.module import InvertibleModule
+from invertible.testing._compare import (
+    as_channels_last,
+    assert_close,
+    assert_near,
+    assert_same_state,
+    describe_form,
+    directions,
+    distance,
+    equal,
+    fail,
+    fingerprint,
+    gradcheck,
+    has_layout,
+    is_channels_last,
+    moved,
+    part_of,
+    slogdet,
+    tensors_of,
+)
 
 __all__ = [
     "LAWS",
@@ -20,6 +39,7 @@ __all__ = [
     "inverse_moves_no_buffer",
     "is_deterministic",
     "is_onto_if_bijective",
+    "keeps_distances_if_isometric",
     "keeps_form",
     "keeps_state_in_eval",
     "leaves_its_argument_alone",
@@ -89,7 +109,7 @@ def recovers_its_input(
 ) -> None:
     """``inverse(forward(x))`` is ``x``: bit for bit if ``EXACT``, else within the tolerance."""
     y = module(x, condition=condition)
-    _assert_close(module, module.inverse(y, condition=condition), x, atol, "inverse(forward(x)) is not x")
+    assert_close(module, module.inverse(y, condition=condition), x, atol, "inverse(forward(x)) is not x")
 
 
 def is_onto_if_bijective(
@@ -97,11 +117,11 @@ def is_onto_if_bijective(
 ) -> None:
     """``forward(inverse(y))`` is ``y`` if the layer is bijective, for outputs near those that ``forward`` returned."""
     if module.bijective:
-        y = _off_range(module(x, condition=condition))
+        y = moved(module(x, condition=condition))
         back = module(module.inverse(y, condition=condition), condition=condition)
-        _assert_close(module, back, y, atol, "forward(inverse(y)) is not y, though the layer calls itself bijective")
+        assert_close(module, back, y, atol, "forward(inverse(y)) is not y, though the layer calls itself bijective")
         zero = torch.zeros_like(module.off_range(y, condition=condition))
-        _assert_close(module, module.off_range(y, condition=condition), zero, atol, "off_range is not 0")
+        assert_close(module, module.off_range(y, condition=condition), zero, atol, "off_range is not 0")
 
 
 def projects_if_injective(
@@ -113,32 +133,44 @@ def projects_if_injective(
         def project(y: Value) -> Value:
             return module(module.inverse(y, condition=condition), condition=condition)
 
-        y = _off_range(module(x, condition=condition))
+        y = moved(module(x, condition=condition))
         once = project(y)
-        _assert_close(module, project(once), once, atol, "forward(inverse(y)) is not a projection")
+        assert_close(module, project(once), once, atol, "forward(inverse(y)) is not a projection")
         residual = torch.cat([(a - b).flatten(1) for a, b in zip(leaves(y), leaves(once), strict=True)], dim=1)
         expected = residual.abs().square().sum(dim=1).sqrt()
         off_range = module.off_range(y, condition=condition)
-        _assert_near(off_range, expected, atol, "off_range is not the distance to the projection")
+        assert_near(off_range, expected, atol, "off_range is not the distance to the projection")
 
 
 def keeps_form(module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None) -> None:
     """Dtype, device, batch and channels-last layout pass through; ``inverse`` gives back the input's shape."""
-    for form in (x, map_value(_channels_last, x)):
+    for form in (x, map_value(as_channels_last, x)):
         y = module(form, condition=condition)
         back = module.inverse(y, condition=condition)
         given = list(leaves(form))
         for result in (*leaves(y), *leaves(back)):
-            if {(result.dtype, result.device, len(result))} != {(t.dtype, t.device, len(t)) for t in given}:
-                _fail(f"dtype, device or batch changed: {_form(form)} became {_form(result)}")
+            if (result.dtype, result.device, len(result)) not in {(t.dtype, t.device, len(t)) for t in given}:
+                fail(f"dtype, device or batch changed: {describe_form(form)} became {describe_form(result)}")
         if describe(back) != describe(form):
-            _fail(f"inverse gives back {describe(back)}, expected {describe(form)}")
+            fail(f"inverse gives back {describe(back)}, expected {describe(form)}")
         if all(is_channels_last(t) for t in given):
             # One pixel or one channel has no layout to pass on; what comes back from it is not asked.
             results = (*leaves(y), *leaves(back)) if all(is_channels_last(t) for t in leaves(y)) else leaves(y)
-            lost = [t for t in results if _has_layout(t) and not is_channels_last(t)]
+            lost = [t for t in results if has_layout(t) and not is_channels_last(t)]
             if lost:
-                _fail(f"channels_last was lost: strides {[t.stride() for t in lost]}")
+                fail(f"channels_last was lost: strides {[t.stride() for t in lost]}")
+
+
+def keeps_distances_if_isometric(
+    module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None
+) -> None:
+    """Two outputs are as far apart as their inputs, if the layer calls itself isometric."""
+    if module.isometric:
+        other = moved(x)
+        y, far = module(x, condition=condition), module(other, condition=condition)
+        assert_near(
+            distance(y, far), distance(x, other), atol, "the distance changed, though the layer calls itself isometric"
+        )
 
 
 def leaves_its_argument_alone(
@@ -147,15 +179,15 @@ def leaves_its_argument_alone(
     """Neither direction changes its argument: not its values, version counter, storage or ``requires_grad``."""
     x = map_value(lambda t: t.detach().clone(), x)
     y = map_value(lambda t: t.detach().clone(), module(map_value(torch.clone, x), condition=condition))
-    calls: dict[str, tuple[Callable[..., Any], Value]] = {"forward": (module, x), "inverse": (module.inverse, y)}
-    for name, (call, argument) in calls.items():
-        before = [(_identity(t), t.clone()) for t in leaves(argument)]
+    for name, call in directions(module, x, condition):
+        argument = map_value(torch.clone, x if name.startswith("forward") else y)
+        before = [(fingerprint(t), t.clone()) for t in leaves(argument)]
         call(argument, condition=condition)
-        for (identity, value), t in zip(before, leaves(argument), strict=True):
-            if identity != _identity(t):  # before the values are read: the storage may be gone
-                _fail(f"{name} wrote to its argument, freed it, or changed its form or requires_grad")
-            if not _equal(t, value):
-                _fail(f"{name} changed the values of its argument")
+        for (before_call, value), t in zip(before, leaves(argument), strict=True):
+            if before_call != fingerprint(t):  # before the values are read: the storage may be gone
+                fail(f"{name} wrote to its argument, freed it, or changed its form or requires_grad")
+            if not equal(t, value):
+                fail(f"{name} changed the values of its argument")
 
 
 def keeps_state_in_eval(
@@ -163,11 +195,12 @@ def keeps_state_in_eval(
 ) -> None:
     """In ``eval`` no direction changes parameters or buffers."""
     module = copy.deepcopy(module).eval()
-    before = _state(module)
+    before = tensors_of(module)
     y = module(x, condition=condition)
-    module.inverse(y, condition=condition)
+    for name, call in directions(module, x, condition):
+        call(x if name.startswith("forward") else y, condition=condition)
     module.off_range(y, condition=condition)
-    _assert_same_state(module, before, "state changed in eval")
+    assert_same_state(module, before, "state changed in eval")
 
 
 def inverse_moves_no_buffer(
@@ -176,34 +209,33 @@ def inverse_moves_no_buffer(
     """In ``train`` the state after any number of inverses is that after one ``forward``."""
     module = copy.deepcopy(module).train()
     y = module(x, condition=condition)
-    before, versions = _state(module), [b._version for b in module.buffers()]
-    module.inverse(y, condition=condition)
+    before, versions = tensors_of(module), [b._version for b in module.buffers()]
+    for name, _ in directions(copy.deepcopy(module), x, condition):
+        if name.startswith("inverse"):
+            getattr(module, name)(y, condition=condition)
     module.off_range(y, condition=condition)
-    _assert_same_state(module, before, "inverse or off_range moved the state in train")
+    assert_same_state(module, before, "inverse or off_range moved the state in train")
     if versions != [b._version for b in module.buffers()]:
-        _fail("inverse or off_range wrote to a buffer in train, which breaks a backward pass still to come")
+        fail("inverse or off_range wrote to a buffer in train, which breaks a backward pass still to come")
 
 
 def is_deterministic(module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None) -> None:
     """Under one seed both directions repeat their bits; the random stream moves only if the layer is stochastic."""
-    directions: list[Callable[[Value], Value]] = [
-        lambda value: module(value, condition=condition),
-        lambda value: module.inverse(module(value, condition=condition), condition=condition),
-    ]
-    for direction in directions:
+    start = torch.get_rng_state()
+    y = module(x, condition=condition)
+    for name, call in directions(module, x, condition):
         results: list[Value] = []
         states: list[Tensor] = []
-        start = torch.get_rng_state()
         for _ in range(2):
             torch.set_rng_state(start)
-            results.append(direction(x))
+            results.append(call(x if name.startswith("forward") else y, condition=condition))
             states.append(torch.get_rng_state())
-        if not all(_equal(a, b) for a, b in zip(leaves(results[0]), leaves(results[1]), strict=True)):
-            _fail("two runs under one seed differ")
+        if not all(equal(a, b) for a, b in zip(leaves(results[0]), leaves(results[1]), strict=True)):
+            fail("two runs under one seed differ")
         if not torch.equal(states[0], states[1]):
-            _fail("two runs under one seed leave the random stream in different states")
+            fail("two runs under one seed leave the random stream in different states")
         if not module.stochastic and not torch.equal(states[0], start):
-            _fail("the layer moved the caller's random stream, though it does not call itself stochastic")
+            fail("the layer moved the caller's random stream, though it does not call itself stochastic")
 
 
 def treats_samples_alone(
@@ -214,11 +246,11 @@ def treats_samples_alone(
     y = module(x, condition=condition)
     batch = len(next(leaves(x)))
     for i in range(batch):
-        own = None if condition is None else map_value(lambda t, i=i: t[i : i + 1], condition)
+        own = None if condition is None else map_value(lambda t, i=i: part_of(t, i, batch), condition)
         one_x, one_y = (map_value(lambda t, i=i: t[i : i + 1], value) for value in (x, y))
-        _assert_close(module, module(one_x, condition=own), one_y, atol, f"sample {i} differs when alone")
+        assert_close(module, module(one_x, condition=own), one_y, atol, f"sample {i} differs when alone")
         back = map_value(lambda t, i=i: t[i : i + 1], module.inverse(y, condition=condition))
-        _assert_close(module, module.inverse(one_y, condition=own), back, atol, f"sample {i} differs when alone")
+        assert_close(module, module.inverse(one_y, condition=own), back, atol, f"sample {i} differs when alone")
 
 
 def survives_copying(module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None) -> None:
@@ -226,8 +258,9 @@ def survives_copying(module: Layer, x: Value, /, *, condition: Value | None = No
     module = copy.deepcopy(module).eval()
     for part in cast("Iterable[nn.Module]", module.modules()):
         for key, value in vars(part).items():
-            if isinstance(value, Tensor):  # such a tensor is lost with the checkpoint and stays behind on .to(device)
-                _fail(f"{type(part).__name__}.{key} is a tensor, but neither parameter nor buffer")
+            parts = cast("Collection[object]", value) if isinstance(value, (list, tuple, set)) else [value]
+            if any(isinstance(part, Tensor) for part in parts):  # lost with the checkpoint, left behind by .to(device)
+                fail(f"{type(part).__name__}.{key} holds a tensor that is neither parameter nor buffer")
     y = module(x, condition=condition)
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
@@ -244,8 +277,8 @@ def survives_copying(module: Layer, x: Value, /, *, condition: Value | None = No
     }
     for how, other in copies.items():
         for a, b in zip(leaves(other(x, condition=condition)), leaves(y), strict=True):
-            if not _equal(a, b):
-                _fail(f"the output differs after {how}")
+            if not equal(a, b):
+                fail(f"the output differs after {how}")
 
 
 def log_det_matches_autograd(
@@ -255,16 +288,17 @@ def log_det_matches_autograd(
     module = copy.deepcopy(module).eval()
     y, log_det = module.forward_and_log_det(x, condition=condition)
     back, inverse_log_det = module.inverse_and_log_det(y, condition=condition)
-    _assert_close(module, y, module(x, condition=condition), atol, "forward_and_log_det gives another value")
-    _assert_close(module, back, module.inverse(y, condition=condition), atol, "inverse_and_log_det: another value")
+    assert_close(module, y, module(x, condition=condition), atol, "forward_and_log_det gives another value")
+    assert_close(module, back, module.inverse(y, condition=condition), atol, "inverse_and_log_det: another value")
     batch = len(next(leaves(x)))
     if log_det.shape != (batch,) or inverse_log_det.shape != (batch,):
-        _fail(f"log-determinants of shapes {tuple(log_det.shape)} and {tuple(inverse_log_det.shape)}, not ({batch},)")
-    expected = torch.stack([_slogdet(module, x, i, condition) for i in range(batch)]).to(log_det)
-    _assert_near(log_det, expected, atol, "the forward log-determinant is off")
-    _assert_near(inverse_log_det, -expected, atol, "the inverse log-determinant is off")
+        fail(f"log-determinants of shapes {tuple(log_det.shape)} and {tuple(inverse_log_det.shape)}, not ({batch},)")
+    expected = torch.tensor([float(slogdet(module, x, i, condition)) for i in range(batch)]).to(log_det)
+    assert_near(log_det, expected, atol, "the forward log-determinant is off")
+    assert_near(inverse_log_det, -expected, atol, "the inverse log-determinant is off")
     if all(t.dtype == torch.float64 for t in leaves(x)):
-        _gradcheck(module, lambda value: module.forward_and_log_det(value, condition=condition)[1], x)
+        gradcheck(module, lambda value: module.forward_and_log_det(value, condition=condition)[1], x)
+        gradcheck(module, lambda value: module.inverse_and_log_det(value, condition=condition)[1], y)
 
 
 def derivatives_are_right(
@@ -275,8 +309,8 @@ def derivatives_are_right(
         return
     module = copy.deepcopy(module).eval()
     y = map_value(Tensor.detach, module(x, condition=condition))
-    _gradcheck(module, lambda value: module(value, condition=condition), x)
-    _gradcheck(module, lambda value: module.inverse(value, condition=condition), y)
+    gradcheck(module, lambda value: module(value, condition=condition), x)
+    gradcheck(module, lambda value: module.inverse(value, condition=condition), y)
 
 
 LAWS: tuple[Law, ...] = (
@@ -284,6 +318,7 @@ LAWS: tuple[Law, ...] = (
     is_onto_if_bijective,
     projects_if_injective,
     keeps_form,
+    keeps_distances_if_isometric,
     leaves_its_argument_alone,
     keeps_state_in_eval,
     inverse_moves_no_buffer,
@@ -294,99 +329,3 @@ LAWS: tuple[Law, ...] = (
     derivatives_are_right,
 )
 """All laws, in the order in which :func:`check` tries them."""
-
-
-def _fail(message: str) -> None:
-    raise AssertionError(message)
-
-
-def _assert_close(module: Layer, actual: Value, expected: Value, atol: float | None, message: str) -> None:
-    if describe(actual) != describe(expected):
-        _fail(f"{message}: {describe(actual)}, expected {describe(expected)}")
-    for a, b in zip(leaves(actual), leaves(expected), strict=True):
-        _assert_near(a, b, 0.0 if module.exactness is Exactness.EXACT else atol, message)
-
-
-def _assert_near(actual: Tensor, expected: Tensor, atol: float | None, message: str) -> None:
-    rtol = None if atol is None else 0.0
-    torch.testing.assert_close(
-        actual, expected, rtol=rtol, atol=atol, equal_nan=True, msg=lambda detail: f"{message}\n{detail}"
-    )
-
-
-def _gradcheck(module: nn.Module, call: Callable[[Value], Value], value: Value) -> None:
-    """Compares autograd with finite differences, for the input and for the parameters inside."""
-    value = map_value(lambda t: t.detach().clone().requires_grad_(), value)
-    inputs = list(leaves(value))
-
-    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:  # gradcheck moves the parameters in place
-        given = iter(tensors)
-        return tuple(leaves(call(map_value(lambda _: next(given), value))))
-
-    parameters = [p for p in module.parameters() if p.requires_grad and p.dtype == torch.float64]
-    torch.autograd.gradcheck(flat, (*inputs, *parameters), fast_mode=True)
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
-
-
-def _off_range(y: Value) -> Value:
-    """An output as nobody computed it: each element moved by up to a tenth, integers by one."""
-
-    def move(t: Tensor) -> Tensor:
-        t = t.detach()
-        return t + 0.1 * torch.rand_like(t) if t.is_floating_point() or t.is_complex() else t ^ 1
-
-    return map_value(move, y)
-
-
-def _form(value: Value) -> str:
-    return "; ".join(f"{t.dtype} on {t.device} with batch {len(t)}" for t in leaves(value))
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return x.contiguous(memory_format=formats[x.ndim]) if x.ndim in formats else x
-
-
-def _has_layout(x: Tensor) -> bool:
-    """Whether contiguous and channels-last are two layouts: not with one channel, nor with one pixel."""
-    return x.ndim in (4, 5) and x.shape[1] > 1 and x.shape[2:].numel() > 1
-
-
-def _identity(x: Tensor) -> tuple[Any, ...]:
-    return x._version, x.data_ptr(), x.untyped_storage().nbytes(), x.requires_grad, x.shape, x.stride()
-
-
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in (*module.named_parameters(), *module.named_buffers())}
-
-
-def _assert_same_state(module: nn.Module, before: dict[str, Tensor], message: str) -> None:
-    for key, value in _state(module).items():
-        if not _equal(value, before[key]):
-            _fail(f"{message}: {key}")
-
-
-def _slogdet(module: Layer, x: Value, sample: int, condition: Value | None) -> Tensor:
-    """Half of log det JᵀJ for one sample, by autograd: log|det J| where J is square."""
-    one = map_value(lambda t: t[sample : sample + 1].detach(), x)
-    own = None if condition is None else map_value(lambda t: t[sample : sample + 1], condition)
-
-    def flat(vector: Tensor) -> Tensor:
-        rest = [vector]
-
-        def take(t: Tensor) -> Tensor:
-            head, rest[0] = rest[0][: t.numel()], rest[0][t.numel() :]
-            return head.view_as(t)
-
-        return torch.cat([t.flatten() for t in leaves(module(map_value(take, one), condition=own))])
-
-    start = torch.cat([t.flatten() for t in leaves(one)])
-    if not start.is_floating_point():
-        return torch.zeros((), device=start.device)  # a map between integers has no Jacobian; by convention 0
-    jacobian = cast("Tensor", cast("Any", torch.autograd.functional).jacobian(flat, start))
-    if jacobian.shape[0] == jacobian.shape[1]:
-        return jacobian.slogdet()[1]
-    return (jacobian.T @ jacobian).slogdet()[1] / 2
