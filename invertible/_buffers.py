@@ -23,7 +23,7 @@ def buffers_moving(*, default: bool) -> bool:
 
 def buffers_move(module: nn.Module, move: bool) -> AbstractContextManager[None]:
     """Says for the calls inside whether buffers move, unless a call around has said so already."""
-    return _set_moving(move) if _moving.get() is None and in_training(module) else nullcontext()
+    return _set_moving(move) if in_training(module) and _moving.get() is None else nullcontext()
 
 
 def buffers_stay(module: nn.Module) -> AbstractContextManager[None]:

@@ -211,7 +211,7 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
 
     def _evaluate(self, x2: Tensor, base: Tensor, condition: Value | None, *, moving: bool) -> Tensor:
         """Evaluates F on ``x2``; its output must fit ``base``, the stream that it transforms."""
-        keep = not buffers_moving(default=moving) and in_training(self.function)
+        keep = in_training(self.function) and not buffers_moving(default=moving)
         version = _version(x2)
         if version is None and any(getattr(part, "inplace", False) for part in self.function.modules()):
             x2 = x2.clone()  # its writes are not counted, so that they can't be refused
