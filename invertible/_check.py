@@ -1,5 +1,6 @@
 """Builds the error messages of the layers, each of the form ``who: rule, got what.`` and, where it helps, a fix."""
 
+import operator
 from typing import cast
 
 from torch import Tensor, nn
@@ -72,3 +73,11 @@ def is_floating(module: nn.Module, x: Tensor) -> None:
     """Refuses integers, booleans and complex numbers."""
     if not x.is_floating_point():
         raise TypeError(f"{name(module)}: expected a floating-point tensor, got dtype {x.dtype}.")
+
+
+def integer(who: str, option: str, value: object) -> int:
+    """Returns an option as an integer, if it is one of any kind; numbers with a fraction are not rounded."""
+    try:
+        return operator.index(cast("int", value))
+    except TypeError:
+        raise TypeError(f"{who}: {option} must be an integer, got {value!r}.") from None

@@ -1,7 +1,5 @@
 """From one stream to two wider ones, by zero channels."""
 
-import operator
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -47,8 +45,8 @@ class PadSplit(InvertibleModule[Tensor, tuple[Tensor, Tensor]]):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.in_channels = in_channels = operator.index(in_channels)
-        self.out_channels = out_channels = operator.index(out_channels)
+        self.in_channels = in_channels = _check.integer("PadSplit", "in_channels", in_channels)
+        self.out_channels = out_channels = _check.integer("PadSplit", "out_channels", out_channels)
         if in_channels < 1:
             raise ValueError(f"{_check.name(self)}: in_channels must be at least 1, got {in_channels}.")
         if out_channels % 2:

@@ -1,6 +1,5 @@
 """Reorders the channels."""
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +42,7 @@ class Permute(InvertibleModule[Tensor, Tensor]):
 
     def __init__(self, permutation: Sequence[int]) -> None:
         super().__init__()
-        order = [operator.index(channel) for channel in permutation]
+        order = [_check.integer("Permute", "a channel", channel) for channel in permutation]
         if fault := _fault(order):
             raise ValueError(f"Permute: {fault}")
         self.register_buffer("permutation", torch.tensor(order))

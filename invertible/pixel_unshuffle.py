@@ -1,9 +1,8 @@
 """Space to channels: downsampling that loses nothing."""
 
 import math
-import operator
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Literal
 
 from einops import rearrange
 from torch import Tensor
@@ -63,14 +62,13 @@ class PixelUnshuffle(InvertibleModule[Tensor, Tensor]):
         order: Literal["channel_major", "pixel_major"] = "channel_major",
     ) -> None:
         super().__init__()
-        one = hasattr(downscale_factor, "__index__")
-        self.downscale_factor: int | tuple[int, ...] = (
-            operator.index(cast("int", downscale_factor))
-            if one
-            else tuple(operator.index(factor) for factor in cast("Sequence[int]", downscale_factor))
-        )
+        if isinstance(downscale_factor, Sequence) and not isinstance(downscale_factor, str):
+            factors = tuple(_check.integer("PixelUnshuffle", "downscale_factor", each) for each in downscale_factor)
+            self.downscale_factor: int | tuple[int, ...] = factors
+        else:
+            factors = (_check.integer("PixelUnshuffle", "downscale_factor", downscale_factor),)
+            self.downscale_factor = factors[0]
         self.order = order
-        factors = (self.downscale_factor,) if isinstance(self.downscale_factor, int) else self.downscale_factor
         if not 1 <= len(factors) <= 3 or min(factors) < 1:
             rule = "downscale_factor must be at least 1, one for all or for each of one to three dimensions"
             raise ValueError(f"{_check.name(self)}: {rule}, got {downscale_factor}.")

@@ -227,7 +227,7 @@ ROWS = {
             "PadSplit(8, 6): out_channels must be at least in_channels, got 6 for 8.": lambda: inv.PadSplit(8, 6),
             "PadSplit(3, 5): out_channels must be even, got 5.": lambda: inv.PadSplit(3, 5),
             "PadSplit(0, 2): in_channels must be at least 1, got 0.": lambda: inv.PadSplit(0, 2),
-            "'float' object cannot be interpreted as an integer": lambda: inv.PadSplit(3.5, 8),
+            "PadSplit: in_channels must be an integer, got 3.5.": lambda: inv.PadSplit(3.5, 8),
             "PadSplit(4, 6): expected 4 channels, got a tensor of shape (2, 3, 4, 4).": lambda: inv.PadSplit(4, 6)(x2d),
             "PadSplit(4, 8): expected 4 channels in each stream": lambda: inv.PadSplit(4, 8).inverse((x2d, x2d)),
         },
@@ -253,7 +253,8 @@ ROWS = {
             "downscale_factor must be at least 1, one for all or for each of one to three dimensions, got 0.": lambda: (
                 inv.PixelUnshuffle(0)
             ),
-            "'float' object cannot be interpreted as an integer": lambda: inv.PixelUnshuffle((2.0, 2)),
+            "PixelUnshuffle: downscale_factor must be an integer, got 2.0.": lambda: inv.PixelUnshuffle((2.0, 2)),
+            "PixelUnshuffle: downscale_factor must be an integer, got '22'.": lambda: inv.PixelUnshuffle("22"),
             "order must be 'channel_major' or 'pixel_major', got 'rows'.": lambda: inv.PixelUnshuffle(2, order="rows"),
         },
     ),
@@ -264,7 +265,7 @@ ROWS = {
         rejects={
             "Permute: expected each of the channels 0 ... 2 once, got [0, 1, 1].": lambda: inv.Permute([0, 1, 1]),
             "Permute: expected at least one channel, got [].": lambda: inv.Permute([]),
-            "'float' object cannot be interpreted as an integer": lambda: inv.Permute([0.9, 1.9]),
+            "Permute: a channel must be an integer, got 0.9.": lambda: inv.Permute([0.9, 1.9]),
             "Permute(channels=2): expected 2 channels, got a tensor of shape (2, 3, 4, 4).": lambda: inv.Permute(
                 [1, 0]
             )(x2d),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -229,6 +230,6 @@ def test_refusals(words):
 
 
 def test_no_invertible_arithmetic_lives_in_the_zoo():
-    for path in __import__("pathlib").Path(zoo.__file__).parent.glob("*.py"):
+    for path in Path(zoo.__file__).parent.glob("*.py"):
         assert "InvertibleModule[" not in path.read_text(encoding="utf-8"), path
         assert "(InvertibleModule" not in path.read_text(encoding="utf-8"), path
