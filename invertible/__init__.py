@@ -1,5 +1,6 @@
 """Deep networks that run backwards: composable invertible layers for PyTorch."""
 
+from .backprop import DriftError, DriftWarning, Recompute, Reconstruct, Store
 from .coupling import Additive, Coupling, CouplingTransform
 from .identity import Identity
 from .inverse import Inverse
@@ -18,6 +19,8 @@ __all__ = [
     "Additive",
     "Coupling",
     "CouplingTransform",
+    "DriftError",
+    "DriftWarning",
     "Exactness",
     "Identity",
     "Inverse",
@@ -27,8 +30,11 @@ __all__ = [
     "Parallel",
     "Permute",
     "PixelUnshuffle",
+    "Recompute",
+    "Reconstruct",
     "Sequential",
     "Split",
+    "Store",
     "Swap",
     "Value",
 ]

@@ -1,13 +1,22 @@
 """When the buffers of the functions inside move: in the direction that is trained, once per step."""
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
 from torch import Tensor, nn
 
-__all__ = ["buffers_move", "buffers_moving", "buffers_stay", "in_training", "kept_buffers"]
+__all__ = [
+    "buffers_move",
+    "buffers_moving",
+    "buffers_stay",
+    "in_training",
+    "kept_buffers",
+    "replaced_buffers",
+    "said_of_buffers",
+    "say_of_buffers",
+]
 
 # None: nobody has said. Then forward moves buffers and inverse doesn't.
 _moving: ContextVar[bool | None] = ContextVar("invertible_buffers_moving", default=None)
@@ -21,14 +30,19 @@ def buffers_moving(*, default: bool) -> bool:
     return default if moving is None else moving
 
 
+def said_of_buffers() -> bool | None:
+    """What a call around has said, for :func:`say_of_buffers` to say again when a layer is replayed."""
+    return _moving.get()
+
+
 def buffers_move(module: nn.Module, move: bool) -> AbstractContextManager[None]:
     """Says for the calls inside whether buffers move, unless a call around has said so already."""
-    return _set_moving(move) if in_training(module) and _moving.get() is None else nullcontext()
+    return say_of_buffers(move) if in_training(module) and _moving.get() is None else nullcontext()
 
 
 def buffers_stay(module: nn.Module) -> AbstractContextManager[None]:
     """Keeps the buffers in place for the calls inside, whatever a call around has said: they only measure."""
-    return _set_moving(False) if in_training(module) else nullcontext()
+    return say_of_buffers(False) if in_training(module) else nullcontext()
 
 
 def in_training(module: nn.Module) -> bool:
@@ -37,7 +51,8 @@ def in_training(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _set_moving(move: bool) -> Generator[None]:
+def say_of_buffers(move: bool | None) -> Generator[None]:
+    """Says for the calls inside whether buffers move; ``None`` leaves it to each direction."""
     token = _moving.set(move)
     try:
         yield
@@ -59,9 +74,18 @@ def kept_buffers(module: nn.Module) -> Generator[None]:
             for key, buffer in part.named_buffers(recurse=False, remove_duplicate=False)
         ]
         copies: dict[int, Tensor] = {id(buffer): buffer.clone() for _, _, buffer in true}
+        with replaced_buffers([(part, key, copies[id(buffer)]) for part, key, buffer in true]):
+            yield
+
+
+@contextmanager
+def replaced_buffers(others: Sequence[tuple[nn.Module, str, Tensor]]) -> Generator[None]:
+    """Lets modules work on other tensors in place of their buffers, and puts the true ones back."""
+    with _one_at_a_time:
+        true = [(part, key, getattr(part, key)) for part, key, _ in others]
         try:
-            for part, key, buffer in true:
-                setattr(part, key, copies[id(buffer)])
+            for part, key, other in others:
+                setattr(part, key, other)
             yield
         finally:
             for part, key, buffer in true:

@@ -2,6 +2,7 @@
 
 import abc
 import inspect
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -181,6 +182,56 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
         x1, log_det_1 = self._up_and_log_det(base, condition)
         return (x1, x2), log_det_1 + log_det_2 + log_det
 
+    def fused_rule(
+        self, method: str, y: Any, grad: Any, grad_log_det: Tensor | None, *, condition: Value | None
+    ) -> tuple[Any, Sequence[Tensor], Sequence[Tensor | None]]:
+        forwards = method.startswith("forward")
+        if self.downsample is None and type(self.transform) is Additive:
+            return self._fused_additive(y, grad, condition, forwards=forwards)
+        log_det = method.endswith("log_det")
+        x, tensors = (self._replay_forward if forwards else self._replay_inverse)(y, condition, log_det=log_det)
+        return x, tensors, [*grad, grad_log_det] if log_det else grad
+
+    def _fused_additive(
+        self, y: tuple[Tensor, Tensor], grad: tuple[Tensor | None, Tensor | None], condition: Value | None, *, forwards: bool
+    ) -> tuple[Any, Sequence[Tensor], Sequence[Tensor | None]]:
+        """The sum itself need not be repeated: its derivatives are 1, or -1 for the function in the inverse."""
+        kept = _leaf(y[0] if forwards else y[1])  # the stream that F reads
+        other = y[1] if forwards else y[0]
+        shift = self._evaluate(kept, other, condition, moving=forwards)
+        plain = shift.detach()
+        if forwards:
+            base = _leaf(other - plain)
+            return (base, kept), (kept, base, shift), (*grad, grad[1])
+        base = _leaf(other + plain)
+        negative = None if grad[0] is None else -grad[0]
+        return (kept, base), (base, kept, shift), (*grad, negative)
+
+    def _replay_forward(self, y: tuple[Tensor, Tensor], condition: Value | None, *, log_det: bool) -> tuple[Any, Any]:
+        with torch.no_grad():
+            x2 = _leaf(self._up(y[0], condition))
+        parameters = self._evaluate(x2, y[1], condition, moving=True)
+        with torch.no_grad():
+            x1 = _leaf(self._up(self.transform.inverse(y[1], parameters), condition))
+        if not log_det:
+            return (x1, x2), [self._down(x2, condition), self.transform(self._down(x1, condition), parameters)]
+        (y1, log_det_2), (base, log_det_1) = (self._down_and_log_det(x, condition) for x in (x2, x1))
+        y2, log_det_y = self.transform.forward_and_log_det(base, parameters)
+        return (x1, x2), [y1, y2, log_det_1 + log_det_2 + log_det_y]
+
+    def _replay_inverse(self, x: tuple[Tensor, Tensor], condition: Value | None, *, log_det: bool) -> tuple[Any, Any]:
+        with torch.no_grad():
+            y1, base = _leaf(self._down(x[1], condition)), self._down(x[0], condition)
+        x2, log_det_2 = self._up_and_log_det(y1, condition) if log_det else (self._up(y1, condition), None)
+        parameters = self._evaluate(x2, base, condition, moving=False)
+        with torch.no_grad():
+            y2 = _leaf(self.transform(base, parameters))
+        if log_det_2 is None:
+            return (y1, y2), [self._up(self.transform.inverse(y2, parameters), condition), x2]
+        back, log_det_x = self.transform.inverse_and_log_det(y2, parameters)
+        x1, log_det_1 = self._up_and_log_det(back, condition)
+        return (y1, y2), [x1, x2, log_det_1 + log_det_2 + log_det_x]
+
     def _streams(self, value: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         x1, x2 = _check.are_streams(self, value)
         _check.is_floating(self, x1)
@@ -248,6 +299,11 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
             rule = f"the function's output must be on the stream's device {base.device}"
             return ValueError(f"{_check.name(self)}: {rule}, got {parameters.device}.")
         return None
+
+
+def _leaf(x: Tensor) -> Tensor:
+    """The same values at the start of a graph of their own."""
+    return x.detach().requires_grad_()
 
 
 def _version(x: Tensor) -> int | None:

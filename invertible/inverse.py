@@ -6,6 +6,7 @@ from torch import Tensor
 
 from . import _check
 from ._buffers import buffers_move
+from ._running import walked
 from ._value import Value
 from .module import Exactness, InvertibleModule, check_layer
 
@@ -64,19 +65,23 @@ class Inverse(InvertibleModule[Y, X], Generic[X, Y]):
     def stochastic(self) -> bool:
         return self.layer.stochastic
 
+    @walked
     def forward(self, x: Y, *, condition: Value | None = None) -> X:
         with buffers_move(self, True):
             return self._call("inverse", x, condition)
 
+    @walked
     def inverse(self, y: X, *, condition: Value | None = None) -> Y:
         with buffers_move(self, False):
             return self._call("__call__", y, condition)
 
+    @walked
     def forward_and_log_det(self, x: Y, *, condition: Value | None = None) -> tuple[X, Tensor]:
         """Returns the layer's ``inverse_and_log_det``."""
         with buffers_move(self, True):
             return self._call("inverse_and_log_det", x, condition)
 
+    @walked
     def inverse_and_log_det(self, y: X, *, condition: Value | None = None) -> tuple[Y, Tensor]:
         """Returns the layer's ``forward_and_log_det``."""
         with buffers_move(self, False):

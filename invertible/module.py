@@ -2,13 +2,15 @@
 
 import abc
 import enum
-from typing import Generic, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ._buffers import buffers_stay
 from ._check import is_value, name
+from ._running import METHODS, served
 from ._value import Value, describe, leaves
 
 __all__ = ["Exactness", "InvertibleModule", "Value"]
@@ -55,6 +57,13 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
         tensor([[1., 1., 1.]])
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for method in METHODS:
+            function = vars(cls).get(method)
+            if function is not None and not hasattr(function, "_walked"):
+                setattr(cls, method, served(function))
+
     @property
     def bijective(self) -> bool:
         """Whether the map is onto. ``False``: it is injective, and ``inverse`` is a left inverse."""
@@ -83,6 +92,7 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
     def inverse(self, y: Y, *, condition: Value | None = None) -> X:
         """Maps ``y`` back to ``x``: the inverse, or a left inverse where the layer is not bijective."""
 
+    @served
     def forward_and_log_det(self, x: X, *, condition: Value | None = None) -> tuple[Y, Tensor]:
         r"""Maps ``x`` to ``y`` and returns :math:`\log|\det J|`, of shape ``(batch,)``.
 
@@ -99,6 +109,7 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
         y = cast("Y", self(x, condition=condition))
         return y, zero_log_det(x)
 
+    @served
     def inverse_and_log_det(self, y: Y, *, condition: Value | None = None) -> tuple[X, Tensor]:
         r"""Maps ``y`` to ``x`` and returns :math:`\log|\det J^{-1}|`, of shape ``(batch,)``.
 
@@ -111,6 +122,29 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
         with buffers_stay(self):
             _, log_det = self.forward_and_log_det(x, condition=condition)
         return x, -log_det
+
+    def fused_rule(
+        self, method: str, y: Any, grad: Any, grad_log_det: Tensor | None, *, condition: Value | None
+    ) -> tuple[Any, Sequence[Tensor], Sequence[Tensor | None]]:
+        """For memory-free training: gives input and gradients from one evaluation of what is costly.
+
+        Without it, :class:`~invertible.Reconstruct` runs ``inverse`` and then the method again. It is called with
+        gradients enabled and everything else as it was in the first run, random numbers too. A class that overrides
+        one of the four methods must override this one again, or its own is not used.
+
+        Args:
+            method: ``"forward"``, ``"inverse"``, ``"forward_and_log_det"`` or ``"inverse_and_log_det"``.
+            y: what the method returned, detached.
+            grad: the gradients of ``y``; ``None`` in place of those that are zero.
+            grad_log_det: that of the log-determinant; ``None`` if it is zero.
+            condition: the condition, detached, and requiring gradients.
+
+        Returns:
+            The method's input, detached, and requiring gradients; tensors whose graphs lead to it, the condition and
+            the parameters (the input may be among them); and for each of them the cotangent, such that their
+            vector-Jacobian product is the gradient.
+        """
+        raise NotImplementedError
 
     def off_range(self, y: Y, *, condition: Value | None = None) -> Tensor:
         r"""Returns :math:`\lVert y - \mathrm{forward}(\mathrm{inverse}(y))\rVert` per sample, of shape ``(batch,)``.

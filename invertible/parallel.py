@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from . import _check
+from ._running import walked
 from ._value import Value
 from .module import Exactness, InvertibleModule, check_layer
 
@@ -71,12 +72,15 @@ class Parallel(InvertibleModule[tuple[Any, ...], tuple[Any, ...]]):
     def stochastic(self) -> bool:
         return any(layer.stochastic for layer in self)
 
+    @walked
     def forward(self, x: tuple[Any, ...], *, condition: Value | None = None) -> tuple[Any, ...]:
         return self._map("forward", x, condition)
 
+    @walked
     def inverse(self, y: tuple[Any, ...], *, condition: Value | None = None) -> tuple[Any, ...]:
         return self._map("inverse", y, condition)
 
+    @walked
     def forward_and_log_det(
         self, x: tuple[Any, ...], *, condition: Value | None = None
     ) -> tuple[tuple[Any, ...], Tensor]:
@@ -84,6 +88,7 @@ class Parallel(InvertibleModule[tuple[Any, ...], tuple[Any, ...]]):
         results = self._map("forward_and_log_det", x, condition)
         return tuple(value for value, _ in results), torch.stack([log_det for _, log_det in results]).sum(0)
 
+    @walked
     def inverse_and_log_det(
         self, y: tuple[Any, ...], *, condition: Value | None = None
     ) -> tuple[tuple[Any, ...], Tensor]:

@@ -1,13 +1,18 @@
 """One layer after another."""
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, cast, overload
 
 from torch import Tensor
 
 from . import _check
+from ._running import walked, walks
 from ._value import Value
+from .backprop import Strategy
+from .backprop._chain import Chain, run, running_chain
+from .backprop._drift import Drift
 from .module import Exactness, InvertibleModule, check_layer, zero_log_det
 
 __all__ = ["Sequential"]
@@ -48,8 +53,10 @@ class Sequential(InvertibleModule[Any, Any]):
         (2, Merge())
     """
 
-    def __init__(self, *layers: Layer | Mapping[str, Layer]) -> None:
+    def __init__(self, *layers: Layer | Mapping[str, Layer], backprop: Strategy | None = None) -> None:
         super().__init__()
+        self.backprop = backprop
+        self._drift: Drift | None = None  # of the last backward pass
         if len(layers) == 1 and isinstance(layers[0], Mapping):
             named = dict(layers[0])
         else:
@@ -80,7 +87,44 @@ class Sequential(InvertibleModule[Any, Any]):
                 f"Sequential: a slice cannot turn the order round, got step {index.step}. "
                 "The swapped map is Inverse(net); reversed(net) iterates the layers backwards."
             )
-        return Sequential(dict(list(self._items())[index]))
+        return Sequential(dict(list(self._items())[index]), backprop=self.backprop)
+
+    @property
+    def backprop(self) -> Strategy | None:
+        """What is kept for the gradients; ``None`` takes the strategy of the container around, or :class:`Store`.
+
+        It may be changed at any time, and applies to the forward passes from then on. Keys and values stay.
+        """
+        return self._backprop
+
+    @backprop.setter
+    def backprop(self, strategy: Strategy | None) -> None:
+        if strategy is not None and not isinstance(strategy, Strategy):  # pyright: ignore[reportUnnecessaryIsInstance]
+            fix = " Add parentheses." if isinstance(strategy, type) and issubclass(strategy, Strategy) else ""
+            raise TypeError(
+                f"Sequential: backprop must be Store(), Recompute(), Reconstruct() or None, got {strategy!r}.{fix}"
+            )
+        self._backprop = strategy
+
+    @property
+    def drift(self) -> float | None:
+        """How far off the reconstructed input was in the last backward pass; see :class:`Reconstruct`.
+
+        ``None`` before the first one, without a ``Reconstruct`` of its own, or where nothing was reconstructed. Under
+        ``on_drift="record"`` the figure is on the device, and to read it waits for the device.
+        """
+        return None if self._drift is None else float(self._drift.figure)
+
+    @property
+    def drift_flag(self) -> Tensor | None:
+        """Whether the last drift was beyond ``drift_error`` or no number: a boolean tensor on the device, not read.
+
+        For loops that must agree across processes: reduce it with the loss, and skip the step everywhere.
+        """
+        return None if self._drift is None else self._drift.flag
+
+    def extra_repr(self) -> str:
+        return "" if self.backprop is None else f"backprop={self.backprop}"
 
     def append(self, layer: Layer) -> "Sequential":
         """Adds a layer at the end and returns the container."""
@@ -117,16 +161,20 @@ class Sequential(InvertibleModule[Any, Any]):
     def stochastic(self) -> bool:
         return any(layer.stochastic for layer in self)
 
+    @walked
     def forward(self, x: Any, *, condition: Value | None = None) -> Any:
         return self._run("forward", x, condition)
 
+    @walked
     def inverse(self, y: Any, *, condition: Value | None = None) -> Any:
         return self._run("inverse", y, condition)
 
+    @walked
     def forward_and_log_det(self, x: Any, *, condition: Value | None = None) -> tuple[Any, Tensor]:
         """Applies the layers and returns the sum of their log-determinants per sample."""
         return self._sum_log_dets("forward_and_log_det", x, condition)
 
+    @walked
     def inverse_and_log_det(self, y: Any, *, condition: Value | None = None) -> tuple[Any, Tensor]:
         """Applies the inverses and returns the sum of their log-determinants per sample."""
         return self._sum_log_dets("inverse_and_log_det", y, condition)
@@ -155,9 +203,42 @@ class Sequential(InvertibleModule[Any, Any]):
         return iter(layers) if method.startswith("forward") else reversed(layers)
 
     def _run(self, method: str, value: Any, condition: Value | None) -> Any:
+        def walk(value: Any) -> Any:
+            for call in self._calls(method):
+                value = call(value, condition)
+            return value
+
+        return run(self, self.backprop, walk, value)
+
+    def _calls(self, method: str) -> Iterator[Callable[[Any, Value | None], Any]]:
+        """What runs as one: a layer, or a segment of several if the strategy keeps the input of every k-th only."""
+        chain = running_chain()
+        group: list[tuple[int, Layer]] = []
         for position, _, layer in self._ordered(method):
-            value = self._run_layer(position, layer, method, value, condition)
-        return value
+            alone = chain is None or chain.every == 1 or walks(layer, method)
+            if group and (alone or len(group) == cast("Chain", chain).every):
+                yield partial(self._run_segment, chain, group, method)
+                group = []
+            if alone:
+                yield partial(self._run_layer, position, layer, method)
+            else:
+                group.append((position, layer))
+        if group:
+            yield partial(self._run_segment, chain, group, method)
+
+    def _run_segment(
+        self, chain: Chain, group: list[tuple[int, Layer]], method: str, value: Any, condition: Value | None
+    ) -> Any:
+        def call(value: Any, condition: Value | None) -> Any:
+            total: Tensor | None = None
+            for position, layer in group:
+                value = self._run_layer(position, layer, method, value, condition)
+                if method.endswith("log_det"):
+                    value, log_det = value
+                    total = log_det if total is None else total + log_det
+            return value if total is None else (value, total)
+
+        return chain.segment([layer for _, layer in group], method, call, value, condition)
 
     def _run_layer(self, position: int, layer: Layer, method: str, value: Any, condition: Value | None) -> Any:
         try:
@@ -184,11 +265,15 @@ class Sequential(InvertibleModule[Any, Any]):
     def _sum_log_dets(self, method: str, value: Any, condition: Value | None) -> tuple[Any, Tensor]:
         self._refuse_injective_then_bent()
         _check.is_value(self, value)
-        total = zero_log_det(value)
-        for position, _, layer in self._ordered(method):
-            value, log_det = self._run_layer(position, layer, method, value, condition)
-            total = total + log_det
-        return value, total
+
+        def walk(value: Any) -> tuple[Any, Tensor]:
+            total = zero_log_det(value)
+            for call in self._calls(method):
+                value, log_det = call(value, condition)
+                total = total + log_det
+            return value, total
+
+        return run(self, self.backprop, walk, value, log_det=True)
 
     def _refuse_injective_then_bent(self) -> None:
         injective = None

@@ -22,10 +22,12 @@ from .laws import (
     survives_copying,
     treats_samples_alone,
 )
+from .memory import Memory, measure_memory
 
 __all__ = [
     "LAWS",
     "Law",
+    "Memory",
     "check",
     "derivatives_are_right",
     "inverse_moves_no_buffer",
@@ -36,6 +38,7 @@ __all__ = [
     "keeps_state_in_eval",
     "leaves_its_argument_alone",
     "log_det_matches_autograd",
+    "measure_memory",
     "projects_if_injective",
     "recovers_its_input",
     "survives_copying",

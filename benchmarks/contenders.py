@@ -1,0 +1,154 @@
+"""The same networks built by every contender: this library's strategies, torch's checkpoint, and the peers."""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import zoo
+from invertible import Coupling, Merge, PixelUnshuffle, Recompute, Reconstruct, Sequential, Split, Store
+from invertible.backprop import Strategy
+
+CONTENDERS = (
+    "store", "recompute", "recompute_sqrt", "reconstruct", "ckpt", "ckpt_sqrt", "memcnn", "revtorch", "revlib",
+)  # fmt: skip
+OURS = CONTENDERS[:4]
+
+
+class Stacked(nn.Sequential):
+    """The function of a block of the stack."""
+
+
+def bottleneck(channels: int, *, dropout: float = 0.0) -> Stacked:
+    """BN-ReLU-1x1-BN-ReLU-3x3-BN-ReLU-1x1, all of one width."""
+    layers: list[nn.Module] = []
+    for size in (1, 3, 1):
+        layers += [nn.BatchNorm2d(channels), nn.ReLU()]
+        layers += [nn.Dropout(dropout)] if dropout else []
+        layers += [nn.Conv2d(channels, channels, size, padding=size // 2, bias=False)]
+    return Stacked(*layers)
+
+
+def strategy(name: str, depth: int) -> Strategy:
+    """The strategy of ours by its name."""
+    root = round(math.sqrt(depth))
+    return {
+        "store": Store(),
+        "recompute": Recompute(),
+        "recompute_sqrt": Recompute(every=root),
+        "reconstruct": Reconstruct(),
+    }[name]
+
+
+class Checkpointed(nn.Module):
+    """Couplings under torch's checkpoint, in segments of ``every``."""
+
+    def __init__(self, functions: Sequence[nn.Module], every: int) -> None:
+        super().__init__()
+        self.functions, self.every = nn.ModuleList(functions), every
+
+    def forward(self, x: Tensor) -> Tensor:
+        pair = x.chunk(2, 1)
+        for first in range(0, len(self.functions), self.every):
+            segment = self.functions[first : first + self.every]
+            pair: Any = checkpoint(self._segment, segment, *pair, use_reentrant=False)
+        return torch.cat(pair, 1)
+
+    def _segment(self, functions: Sequence[nn.Module], a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        for function in functions:
+            a, b = b, a + function(b)
+        return a, b
+
+
+class Cloned(nn.Module):
+    """Gives a copy of its input: MemCNN frees what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+
+def stack(name: str, functions: Sequence[nn.Module], *, clone: bool = True) -> nn.Module:
+    """Additive couplings with these functions, of a tensor to a tensor."""
+    pairs = [tuple(functions[i : i + 2]) for i in range(0, len(functions), 2)]
+    if name in OURS:
+        layers = [Split(), *map(Coupling, functions), Merge()]
+        return Sequential(*layers, backprop=strategy(name, len(functions)))
+    if name.startswith("ckpt"):
+        return Checkpointed(functions, 1 if name == "ckpt" else round(math.sqrt(len(functions))))
+    with warnings.catch_warnings():  # the peers import what is deprecated
+        warnings.simplefilter("ignore")
+        import memcnn
+        import revlib
+        import revtorch
+    if name == "memcnn":
+        blocks = [
+            memcnn.InvertibleModuleWrapper(memcnn.AdditiveCoupling(f, g), keep_input=False, keep_input_inverse=False)
+            for f, g in pairs
+        ]
+        return nn.Sequential(*([Cloned()] if clone else []), *blocks)
+    if name == "revtorch":
+        return revtorch.ReversibleSequence(nn.ModuleList(revtorch.ReversibleBlock(f, g) for f, g in pairs))
+    return revlib.ReversibleSequential(*functions, split_dim=1)
+
+
+class Lifted(nn.Module):
+    """A downsampling block's function, of the stream after the unshuffling."""
+
+    def __init__(self, function: nn.Module) -> None:
+        super().__init__()
+        self.function, self.downsample = function, PixelUnshuffle(2, order="pixel_major")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.downsample.inverse(x))
+
+
+class Stages(nn.Module):
+    """An i-RevNet (b) whose stages are stacks of a contender; the unshuffling between them stores nothing."""
+
+    def __init__(self, name: str, net: zoo.IRevNet) -> None:
+        super().__init__()
+        self.entry = PixelUnshuffle(2, order="pixel_major")
+        stages: list[list[nn.Module]] = []
+        for layer in net.body:
+            if isinstance(layer, Coupling) and layer.downsample is not None:
+                stages.append([Lifted(layer.function)])
+            elif isinstance(layer, Coupling):
+                stages[-1].append(layer.function)
+        self.stages = nn.ModuleList(stack(name, functions) for functions in stages)
+        self.head = net.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.entry(x)
+        for stage in self.stages:
+            x = stage(torch.cat([self.entry(half) for half in x.chunk(2, 1)], 1))
+        return self.head(x)
+
+
+def workload(which: str, name: str, depth: int) -> tuple[nn.Module, Tensor]:
+    """A network, with the same weights for every contender, and its input."""
+    torch.manual_seed(0)
+    if which == "stack":
+        net = stack(name, [bottleneck(48) for _ in range(depth)])
+        return net, torch.randn(16, 96, 28, 28)
+    body = zoo.irevnet_b()
+    if name in OURS:
+        body.body.backprop = strategy(name, len(body.body))
+    return body if name in OURS else Stages(name, body), torch.rand(8, 3, 128, 128)
+
+
+def count_evaluations(net: nn.Module) -> tuple[Callable[[], int], int]:
+    """Counts how often the bottlenecks run, by whatever way (hooks would miss some peers' calls); and how many they are."""
+    calls = [0]
+    blocks = [part for part in net.modules() if type(part) in {Stacked, zoo.Bottleneck}]
+    for part in blocks:
+
+        def forward(x: Tensor, *, part: Any = part) -> Tensor:
+            calls[0] += 1
+            return type(part).forward(part, x)
+
+        part.forward = forward
+    return lambda: calls[0], len(blocks)

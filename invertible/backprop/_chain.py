@@ -1,0 +1,206 @@
+"""Runs the layers of a network by its strategy."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from invertible import _check
+from invertible._running import engine, running
+from invertible._value import leaves
+from invertible.module import Exactness, InvertibleModule
+
+from ._drift import Probes, report
+from ._node import Cell, Node, Seed, Step, form_of, rebuilt
+from ._replay import Replay
+from ._rules import opposite, rule_of
+from .strategies import Recompute, Reconstruct, Store, Strategy
+
+__all__ = ["Chain", "run", "running_chain"]
+
+Layer = InvertibleModule[Any, Any]
+Call = Callable[[Any, Any], Any]
+
+
+def run(net: Layer, strategy: Strategy | None, walk: Callable[[Any], Any], x: Any, *, log_det: bool = False) -> Any:
+    """Returns ``walk(x)``, which calls the layers of ``net``, with gradients by the strategy.
+
+    Without a strategy of its own the network takes that of the chain in which it runs, if any.
+    """
+    outer = running_chain()
+    if strategy is None or (outer is not None and outer.strategy == strategy):
+        return walk(x)
+    if outer is not None:
+        x = outer.seal(x)
+    if isinstance(strategy, Store) or not _recording():
+        with running(None):
+            return walk(x)
+    chain = Chain(net, strategy)
+    with running(chain):
+        result = walk(x)
+    if log_det:
+        return chain.finish(result[0]), result[1]
+    return chain.finish(result)
+
+
+def running_chain() -> "Chain | None":
+    """The chain in which the layers run now; ``None`` where plain autograd serves them."""
+    return cast("Chain | None", engine())
+
+
+def _recording() -> bool:
+    """Whether there will be a backward pass that a tape can serve; elsewhere plain autograd is right."""
+    return (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_exporting()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+        and not torch.nn.utils.parametrize._cache_enabled
+    )
+
+
+@dataclass
+class _Link:
+    """A tensor that a layer has returned and none has taken yet."""
+
+    tensor: Tensor
+    version: int
+    cell: Cell | None
+    """Where its maker awaits it in backward; ``None`` if it needs it not."""
+    thin: bool
+    """Whether it comes from an injective layer, so that its zeros would come back as noise."""
+
+
+class Chain:
+    """Layers that run one after another by one strategy, from one entry to one end."""
+
+    def __init__(self, net: Layer, strategy: Strategy) -> None:
+        self.net = net
+        self.strategy = strategy
+        self.every = strategy.every if isinstance(strategy, Recompute) else 1
+        self._reconstruct = strategy if isinstance(strategy, Reconstruct) else None
+        self._links: dict[int, _Link] = {}
+        self._count = 0
+
+    def step(self, layer: Any, method: str, function: Callable[..., Any], value: Any, condition: Any) -> Any:
+        """Runs one layer."""
+
+        def call(value: Any, condition: Any) -> Any:
+            return function(layer, value, condition=condition)
+
+        return self._run([layer], method, call, value, condition)
+
+    def segment(self, layers: Sequence[Layer], method: str, call: Call, value: Any, condition: Any) -> Any:
+        """Runs several layers as one, whose input is kept."""
+        return self._run(layers, method, call, value, condition)
+
+    def seal(self, value: Any) -> Any:
+        """Keeps a value, so that what comes after it need not reconstruct it."""
+        tensors = list(leaves(value))
+        links = [self._take(t) for t in tensors]
+        kept = [i for i, link in enumerate(links) if link.cell is not None]
+        if kept:
+            sealed = Seed.apply([links[i].cell for i in kept], *(tensors[i] for i in kept))
+            for i, tensor in zip(kept, sealed, strict=True):
+                tensors[i] = tensor
+        return rebuilt(form_of(value), iter(tensors))
+
+    def finish(self, value: Any) -> Any:
+        """Keeps the output, and what no layer has taken: a hook may have put something else in its place."""
+        value = self.seal(value)
+        for link in self._links.values():
+            if link.cell is not None:
+                link.cell.keep(link.tensor)
+        self._links.clear()
+        return value
+
+    def _run(self, layers: Sequence[Any], method: str, call: Call, value: Any, condition: Any) -> Any:
+        tensors = list(leaves(value))
+        conditions = [t for t in leaves(condition) if isinstance(t, Tensor)]
+        parameters = list(dict.fromkeys(p for layer in layers for p in layer.parameters()))
+        if not all(isinstance(t, Tensor) for t in tensors) or any(is_lazy(p) for p in parameters):
+            with running(None):  # the layer's own error, or its very first run: plain autograd is right for it
+                return call(value, condition)
+        trained = [p for p in parameters if p.requires_grad]
+        links = [self._take(t) for t in tensors]
+        first = layers[0]
+        free = len(layers) == 1 and first.isometric and (first.bijective or method.startswith("forward"))
+        thin = any(link.thin for link in links)
+        thin_after = (thin and free) or (method.startswith("forward") and not all(layer.bijective for layer in layers))
+        if not any(t.requires_grad for t in (*tensors, *conditions, *trained)):
+            with running(None):
+                result = call(value, condition)
+            self._remember(leaves(result[0] if method.endswith("log_det") else result), thin_after)
+            return result
+        step = Step(
+            name=_check.name(first) + ("" if len(layers) == 1 else f" to {_check.name(layers[-1])}"),
+            roots=layers,
+            run=call,
+            log_det=method.endswith("log_det"),
+            value=form_of(value),
+            condition=form_of(condition),
+            parameters=trained,
+            in_cells=[link.cell for link in links],
+        )
+        step.replay = Replay(step.name, layers, tensors)
+        if free:
+            step.adjoint = opposite(first, method)
+        elif self._reconstruct is not None:
+            self._count += 1
+            if not (thin or self._is_anchor() or _without_inverse(first)):
+                self._reconstruct_input(step, first, method, tensors, self._reconstruct)
+        outputs = Node.apply(step, *tensors, *conditions, *trained)
+        count = len(step.shapes)
+        if step.rule is not None or (free and any(cell is not None for cell in step.in_cells)):
+            step.out_cells = [Cell() for _ in range(count)]
+        self._remember(outputs[:count], thin_after, step.out_cells)
+        result = rebuilt(step.output, iter(outputs))
+        return (result, outputs[count]) if step.log_det else result
+
+    def _is_anchor(self) -> bool:
+        every = self._reconstruct.anchor_every if self._reconstruct is not None else None
+        return every is not None and self._count % every == 0
+
+    def _reconstruct_input(
+        self, step: Step, layer: Layer, method: str, tensors: Sequence[Tensor], strategy: Reconstruct
+    ) -> None:
+        step.rule, step.repeats_random = rule_of(layer, method)
+        step.probed = [i for i, cell in enumerate(step.in_cells) if cell is None or strategy.locate]
+        if step.probed:
+            step.probes = Probes([tensors[i] for i in step.probed])
+            step.report = functools.partial(report, self.net, strategy, layer, self._count)
+
+    def _take(self, tensor: Tensor) -> _Link:
+        """What is known of a tensor that enters a layer; a tensor from elsewhere is an entry of the chain."""
+        link = self._links.pop(id(tensor), None) or self._take_alias(tensor)
+        if link is None:
+            return _Link(tensor, tensor._version, None, thin=False)
+        if tensor._version != link.version:
+            raise RuntimeError("A value between two layers was changed in place, by a hook? Return a new one instead.")
+        return link
+
+    def _take_alias(self, tensor: Tensor) -> _Link | None:
+        """Finds a tensor again that autograd's own identities have wrapped, as full backward hooks do."""
+        if tensor.grad_fn is None or not self._links:
+            return None
+        before = {edge[0] for edge in tensor.grad_fn.next_functions}
+        for key, link in self._links.items():
+            same = link.tensor.data_ptr() == tensor.data_ptr() and link.tensor.stride() == tensor.stride()
+            if same and link.tensor.shape == tensor.shape and link.tensor.grad_fn in before:
+                return self._links.pop(key)
+        return None
+
+    def _remember(self, tensors: Iterable[Tensor], thin: bool, cells: Sequence[Cell] = ()) -> None:
+        if self._reconstruct is None:
+            return
+        for i, tensor in enumerate(tensors):
+            self._links[id(tensor)] = _Link(tensor, tensor._version, cells[i] if cells else None, thin)
+
+
+def _without_inverse(layer: Layer) -> bool:
+    return not layer.bijective or layer.exactness is Exactness.ITERATIVE

@@ -1,0 +1,165 @@
+"""How far reconstructed inputs are off: probes, and the verdict at the end of a backward pass."""
+
+import threading
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from invertible import _check
+
+from .strategies import Reconstruct
+
+__all__ = ["Drift", "DriftError", "DriftWarning", "Probes", "during_backward", "report"]
+
+PROBES = 1024
+
+
+class DriftWarning(UserWarning):
+    """Reconstructed inputs are off by more than ``drift_warn``: the gradients are less exact than stored ones."""
+
+
+class DriftError(ArithmeticError):
+    """Reconstructed inputs are off by more than ``drift_error``: the gradients of this step are wrong."""
+
+
+class Probes:
+    """Some elements of the tensors that entered a layer, to compare the reconstructed ones with."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.true = [_sample(t.detach()) for t in tensors]
+
+    def drift(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The relative error over all tensors; the absolute one where the true values are all zero."""
+        pairs = [(_sample(t), true) for t, true in zip(tensors, self.true, strict=True)]
+        error = torch.stack([_square_sum(a - b) for a, b in pairs]).sum()
+        size = torch.stack([_square_sum(b) for _, b in pairs]).sum()
+        return (error / torch.where(size > 0, size, torch.ones_like(size))).sqrt()
+
+
+def _sample(x: Tensor) -> Tensor:
+    """At most ``PROBES`` elements, spread evenly but not at a fixed distance, which might always meet one channel."""
+    n = x.numel()
+    if n > PROBES:
+        bits = min(31, 62 - n.bit_length())  # so that the product below fits into 63 bits
+        hashed = torch.arange(PROBES, device=x.device) * 2654435769 % 2**32 >> (32 - bits)  # by the golden ratio
+        x = x.take(hashed * n >> bits)
+    x = x.flatten() if n <= PROBES else x
+    if x.dtype in {torch.float64, torch.complex64, torch.complex128}:
+        return x.clone() if n <= PROBES else x
+    return x.to(torch.float32, copy=n <= PROBES)
+
+
+def _square_sum(x: Tensor) -> Tensor:
+    return x.abs().square().sum()
+
+
+class Drift:
+    """What the last backward pass through a network says of its reconstruction."""
+
+    def __init__(self, figure: Tensor | float, limit: float) -> None:
+        self.figure, self.limit = figure, limit
+
+    @property
+    def flag(self) -> Tensor:
+        """Whether the figure is beyond the limit, or is no number; on the figure's device."""
+        return ~(torch.as_tensor(self.figure) <= self.limit)
+
+
+@dataclass
+class _Figures:
+    """The figures of one network in one backward pass, from its last layer to its first."""
+
+    net: Any
+    strategy: Reconstruct
+    layers: list[tuple[nn.Module, int]] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+    def record(self) -> None:
+        # Not max(): it may pass over a NaN.
+        worst = self.values[0] if len(self.values) == 1 else torch.stack(_together(self.values)).amax()
+        self.net.__dict__["_drift"] = Drift(worst, self.strategy.drift_error)
+
+    def judge(self) -> None:
+        """Reads the figures; warns or raises."""
+        figures: list[float] = torch.stack(_together(self.values)).tolist()  # pyright: ignore[reportUnknownMemberType]
+        worst = next((f for f in figures if f != f), max(figures))
+        self.net.__dict__["_drift"] = Drift(worst, self.strategy.drift_error)
+        if worst <= self.strategy.drift_warn:
+            return
+        where = ""
+        if self.strategy.locate:
+            first = next(i for i, f in enumerate(figures) if not f <= self.strategy.drift_warn)
+            where = f" From the output, the first bad one enters {self._place(first)}: {figures[first]:.0e}."
+        who = f"{type(self.net).__name__}: the reconstructed inputs are off by {worst:.0e} (relative)"
+        if worst <= self.strategy.drift_error:
+            warnings.warn(
+                f"{who}, above drift_warn={self.strategy.drift_warn:g}.{where} Gradients lose precision with it.",
+                DriftWarning,
+                stacklevel=2,
+            )
+            return
+        locate = "" if self.strategy.locate else " Reconstruct(locate=True) names the layer."
+        raise DriftError(
+            f"{who}, above drift_error={self.strategy.drift_error:g}, so that the gradients of this step are "
+            f"wrong.{where} Keep more: Reconstruct(anchor_every=10), Recompute() or Store().{locate}"
+        )
+
+    def _place(self, index: int) -> str:
+        layer, position = self.layers[index]
+        modules = cast("Iterable[tuple[str, nn.Module]]", self.net.named_modules())
+        key = next((key for key, module in modules if module is layer), "?")
+        return f"layer {key!r}, {_check.name(layer)}, the {position}. that computes something"
+
+
+def _together(values: Sequence[Tensor]) -> list[Tensor]:
+    return [v.to(values[0].device, torch.promote_types(v.dtype, torch.float32)) for v in values]
+
+
+class _Backward:
+    """What has to be done when the running backward pass ends."""
+
+    def __init__(self) -> None:
+        self.cells: list[Any] = []
+        self.figures: dict[int, _Figures] = {}
+
+
+    def finish(self) -> None:
+        """Clears what is left, then reads the figures."""
+        for cell in self.cells:
+            cell.clear()
+        figures = self.figures.values()
+        for each in figures:
+            if each.strategy.on_drift == "record":
+                each.record()
+        for each in figures:
+            if each.strategy.on_drift == "raise":
+                each.judge()
+
+
+_lock = threading.Lock()
+_backwards: WeakValueDictionary[int, _Backward] = WeakValueDictionary()
+
+
+def during_backward() -> _Backward:
+    """The running backward pass of this thread; nested ones are their own."""
+    task = torch._C._current_graph_task_id()
+    with _lock:
+        backward = _backwards.get(task)
+        if backward is None:
+            backward = _backwards[task] = _Backward()
+            # Autograd holds the callback, and so the object, until the pass has ended or failed.
+            torch.autograd.Variable._execution_engine.queue_callback(backward.finish)  # pyright: ignore
+    return backward
+
+
+def report(net: nn.Module, strategy: Reconstruct, layer: nn.Module, position: int, figure: Tensor) -> None:
+    """Takes down how far off a layer's input is, to be read with all others at the end of the backward pass."""
+    if not figure.is_meta:
+        figures = during_backward().figures.setdefault(id(net), _Figures(net, strategy))
+        figures.layers.append((layer, position))
+        figures.values.append(figure)

@@ -1,0 +1,333 @@
+"""One layer in autograd's graph, without what autograd would keep."""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invertible._value import describe, leaves
+
+from ._drift import Probes, during_backward
+from ._replay import Replay
+
+__all__ = ["Cell", "Node", "Rule", "Seed", "Step", "form_of", "rebuilt"]
+
+_TENSOR = object()
+"""Stands for a tensor in the form of a value."""
+
+
+class Cell:
+    """One tensor between two layers: empty in forward; in backward the layer behind fills it, and the one before takes.
+
+    It holds detached tensors only: one with a graph would hold the cell itself, through its node.
+    """
+
+    __slots__ = ("_kept", "_tensor", "_version")
+
+    def __init__(self) -> None:
+        self._tensor: Tensor | None = None
+        self._kept = False
+        self._version = 0
+
+    def fill(self, tensor: Tensor) -> None:
+        """Puts in the reconstructed tensor, unless the true one is kept."""
+        if not self._kept:
+            self._tensor = tensor.detach()
+
+    def keep(self, tensor: Tensor) -> None:
+        """Holds the true tensor from now on: no layer behind will reconstruct it."""
+        self._tensor, self._kept, self._version = tensor.detach(), True, tensor._version
+
+    def take(self, name: str) -> Tensor:
+        """Returns the tensor and, if it was reconstructed, forgets it."""
+        tensor = self._tensor
+        if tensor is None:
+            raise RuntimeError(
+                f"{name}: its output can't be reconstructed, because the loss depends on a value inside the network "
+                "and not on the network's output. Use the output too, or Store()."
+            )
+        if not self._kept:
+            self._tensor = None
+        elif tensor._version != self._version:
+            raise RuntimeError(f"{name}: its output was changed in place between forward and backward.")
+        return tensor
+
+    def clear(self) -> None:
+        """Forgets a tensor that nobody took."""
+        if not self._kept:
+            self._tensor = None
+
+
+def form_of(value: Any) -> Any:
+    """The nesting of a value; what is no tensor stays as it is."""
+    if isinstance(value, tuple):
+        return tuple(form_of(part) for part in value)
+    return _TENSOR if isinstance(value, Tensor) else value
+
+
+def rebuilt(form: Any, tensors: Iterator[Any]) -> Any:
+    """A value of this form from these tensors."""
+    if isinstance(form, tuple):
+        return tuple(rebuilt(part, tensors) for part in form)
+    return next(tensors) if form is _TENSOR else form
+
+
+Derivation = tuple[Any, Sequence[Tensor], Sequence[Tensor | None]]
+"""A layer's input; tensors with graphs that lead to it and to the parameters; their cotangents."""
+
+Rule = Callable[["Step", Any, Any, Tensor | None, Any], Derivation]
+"""Makes it from the step, the output, its cotangents, that of the log-determinant, and the condition."""
+
+
+@dataclass
+class Step:
+    """One run of one layer, or of a segment: what its backward needs, without any activation."""
+
+    name: str
+    roots: Sequence[nn.Module]
+    run: Callable[[Any, Any], Any]
+    """The layer's method, of value and condition."""
+    log_det: bool
+    """Whether the method returns one."""
+    value: Any
+    """The form of the input."""
+    condition: Any
+    """The form of the condition."""
+    parameters: Sequence[Tensor]
+    """Those that are trained."""
+    in_cells: Sequence[Cell | None]
+    """Where the layers before await each input in backward."""
+    rule: Rule | None = None
+    """How input and gradients come from the output; ``None``: the input is kept."""
+    repeats_random: bool = False
+    """Whether the rule draws random numbers in the order of the first run."""
+    adjoint: Callable[[Any, Any], Any] | None = None
+    """For a layer that only moves elements: the other direction, which moves values and gradients back."""
+    probes: Probes | None = None
+    probed: Sequence[int] = ()
+    """Which inputs the probes are of."""
+    report: Callable[[Tensor], None] | None = None
+    out_cells: Sequence[Cell] = ()
+    output: Any = None
+    """The form of the output, without the log-determinant."""
+    shapes: Sequence[tuple[torch.Size, torch.dtype, torch.device]] = ()
+
+    replay: Replay = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._versions = [p._version for p in self.parameters]
+        self._trained = [p.requires_grad for p in self.parameters]
+
+    def accept(self, result: Any) -> list[Tensor]:
+        """The tensors of what the layer returned."""
+        value, log_det = result if self.log_det else (result, None)
+        tensors = list(leaves(value))
+        for tensor in tensors:
+            if not isinstance(tensor, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"{self.name}: a layer must return tensors, got {describe(value)}.")
+        self.output = form_of(value)
+        self.shapes = [(t.shape, t.dtype, t.device) for t in tensors]
+        return tensors if log_det is None else [*tensors, log_det]
+
+    def backward(self, saved: Sequence[Tensor], needs: Sequence[bool], grads: Sequence[Tensor | None]) -> list[Any]:
+        """Gradients of inputs, conditions and parameters; fills the cells of the inputs."""
+        self._refuse_changed_parameters()
+        inputs = len(self.in_cells)
+        conditions = [_leaf(t) for t in saved[: len(needs) - inputs - len(self.parameters)]]
+        condition = rebuilt(self.condition, iter(conditions))
+        grad_value = rebuilt(self.output, iter(grads))
+        if self.adjoint is not None:
+            return [*self._move_back(grads, condition), *(None for _ in needs[inputs:])]
+        if self.rule is None:
+            value = rebuilt(self.value, (_leaf(t) for t in saved[len(conditions) :]))
+            with self._trained_as_then(), self.replay.again(), torch.enable_grad():
+                result = self.run(value, condition)
+            tensors, cotangents = self.accept(result), grads
+        else:
+            output = rebuilt(self.output, (cell.take(self.name) for cell in self.out_cells))
+            with self._trained_as_then():
+                value, tensors, cotangents = self.rule(
+                    self, output, grad_value, grads[-1] if self.log_det else None, condition
+                )
+            del output
+        sources = [*leaves(value), *conditions, *self.parameters]
+        gradients = self._differentiate(tensors, cotangents, sources, needs)
+        self._hand_on(list(leaves(value)))
+        return gradients
+
+    def _move_back(self, grads: Sequence[Tensor | None], condition: Any) -> list[Tensor]:
+        assert self.adjoint is not None
+        with self.replay.again():
+            if any(cell is not None for cell in self.in_cells):
+                output = rebuilt(self.output, (cell.take(self.name) for cell in self.out_cells))
+                self._hand_on(list(leaves(self.adjoint(output, condition))))
+            filled = [_zeros(*shape) if g is None else g for g, shape in zip(grads, self.shapes, strict=False)]
+            return list(leaves(self.adjoint(rebuilt(self.output, iter(filled)), condition)))
+
+    def _hand_on(self, inputs: list[Tensor]) -> None:
+        """Gives the inputs to the layers before, and says how far off they are."""
+        backward = during_backward()
+        for cell, tensor in zip(self.in_cells, inputs, strict=True):
+            if cell is not None:
+                cell.fill(tensor)
+                backward.cells.append(cell)
+        if self.probes is not None and self.report is not None:
+            self.report(self.probes.drift([inputs[i].detach() for i in self.probed]))
+
+    def _differentiate(
+        self,
+        tensors: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+        sources: Sequence[Tensor],
+        needs: Sequence[bool],
+    ) -> list[Tensor | None]:
+        pairs = [(t, c.to(t.dtype)) for t, c in zip(tensors, cotangents, strict=True) if c is not None and t.requires_grad]
+        wanted = [source for source, need in zip(sources, needs, strict=True) if need]
+        if not pairs or not wanted:
+            return [None for _ in needs]
+        self._refuse_strangers([t for t, _ in pairs], sources)
+        with self._trained_as_then(), _without_hooks(self.parameters):
+            found = iter(torch.autograd.grad([t for t, _ in pairs], wanted, [c for _, c in pairs], allow_unused=True))
+        return [next(found) if need else None for need in needs]
+
+    def _refuse_changed_parameters(self) -> None:
+        now = [p for root in self.roots for p in root.parameters()]
+        same = len(now) >= len(self.parameters) and {id(p) for p in self.parameters} <= {id(p) for p in now}
+        if not same:
+            raise RuntimeError(
+                f"{self.name}: its parameters are no longer those of the forward pass (torch.func.functional_call?), "
+                "so that the layer cannot be run again. Use Store() here."
+            )
+        if self._versions != [p._version for p in self.parameters]:
+            raise RuntimeError(
+                f"{self.name}: a parameter was changed in place between forward and backward, by an optimizer's step? "
+                "Call backward first."
+            )
+
+    def _refuse_strangers(self, tensors: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+        """A tensor that is trained but no parameter would get no gradient, without a word."""
+        known = {id(t) for t in sources} | {id(p) for root in self.roots for p in root.parameters()}
+        todo: list[Any] = [t.grad_fn for t in tensors if t.grad_fn is not None]
+        seen = set(todo)
+        while todo:
+            node = todo.pop()
+            variable = getattr(node, "variable", None)
+            if variable is not None and id(variable) not in known:
+                raise RuntimeError(
+                    f"{self.name}: depends on a {describe(variable)[2:]} that requires gradients and is none of its "
+                    "parameters, inputs or conditions, so that it would get no gradient. Make it an nn.Parameter of "
+                    "the layer or pass it as the condition; or use Store()."
+                )
+            for edge in node.next_functions:
+                if edge[0] is not None and edge[0] not in seen:
+                    seen.add(edge[0])
+                    todo.append(edge[0])
+
+    @contextmanager
+    def _trained_as_then(self) -> Generator[None]:
+        """Sets ``requires_grad`` of the parameters to what it was in forward."""
+        changed = [p for p, trained in zip(self.parameters, self._trained, strict=True) if p.requires_grad != trained]
+        for p in changed:
+            p.requires_grad_(not p.requires_grad)
+        try:
+            yield
+        finally:
+            for p in changed:
+                p.requires_grad_(not p.requires_grad)
+
+
+class Node(torch.autograd.Function):
+    """A step in autograd's graph. Its inputs: those of the layer, the condition, the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, step: Step, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        given = tensors[: len(tensors) - len(step.parameters)]
+        inputs, conditions = given[: len(step.in_cells)], given[len(step.in_cells) :]
+        versions = [t._version for t in given]
+        with step.replay.recorded():
+            result = step.run(rebuilt(step.value, iter(inputs)), rebuilt(step.condition, iter(conditions)))
+        if versions != [t._version for t in given]:
+            raise ValueError(f"{step.name}: a layer must not write to its input, but it did, and the input is lost.")
+        outputs = step.accept(result)
+        if step.rule is not None and step.replay.drew and not step.repeats_random:
+            step.rule, step.probes = None, None  # its inverse may draw in another order
+        ctx.step = step
+        ctx.save_for_backward(*conditions, *(inputs if step.rule is None and step.adjoint is None else ()))
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        with torch.no_grad():
+            gradients = ctx.step.backward(ctx.saved_tensors, ctx.needs_input_grad[1:], grads)
+        return (None, *(_once(gradients, ctx.step.name) if torch.is_grad_enabled() else gradients))
+
+
+class Seed(torch.autograd.Function):
+    """The identity at the end of a chain: keeps its outputs, from which the layers before are reconstructed.
+
+    ``save_for_backward`` makes in-place changes raise, and lets hooks on saved tensors, ``retain_graph`` and the
+    freeing of memory work as for any operation.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cells: Sequence[Cell], *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.cells = cells
+        ctx.save_for_backward(*tensors)
+        return tensors
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        backward = during_backward()
+        for cell, tensor in zip(ctx.cells, ctx.saved_tensors, strict=True):
+            cell.fill(tensor)
+            backward.cells.append(cell)
+        return (None, *grads)
+
+
+class _Once(torch.autograd.Function):
+    """The identity, whose derivative is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.name = name
+        return tensors
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(
+            f"{ctx.name}: second derivatives need the activations, which were not kept. Use backprop=Store() for them."
+        )
+
+
+def _once(gradients: Sequence[Tensor | None], name: str) -> list[Tensor | None]:
+    """Makes gradients that can't be differentiated again."""
+    present = [g.detach().requires_grad_() for g in gradients if g is not None]
+    refusing = iter(_Once.apply(name, *present) if present else ())
+    return [None if g is None else next(refusing) for g in gradients]
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.requires_grad_() if tensor.is_floating_point() or tensor.is_complex() else tensor
+
+
+def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+@contextmanager
+def _without_hooks(parameters: Sequence[Tensor]) -> Generator[None]:
+    """Silences hooks on the parameters' gradients: autograd runs them when the gradients arrive, once."""
+    hooks = [(h, dict(h)) for h in (p._backward_hooks for p in parameters) if h]
+    for present, _ in hooks:
+        present.clear()
+    try:
+        yield
+    finally:
+        for present, before in hooks:
+            present.update(before)

@@ -1,0 +1,156 @@
+"""Runs a layer again as it ran: its modes, autocast, random numbers and buffers, whatever has changed since."""
+
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+
+from invertible._buffers import replaced_buffers, said_of_buffers, say_of_buffers
+from invertible._running import running
+
+__all__ = ["Replay", "is_replaying"]
+
+_NORM: type[nn.Module] = nn.modules.batchnorm._NormBase  # pyright: ignore[reportPrivateUsage]
+
+_replaying: ContextVar[bool] = ContextVar("invertible_replaying", default=False)
+
+
+def is_replaying() -> bool:
+    """Whether a function is being evaluated again for the backward pass, and not for the first time.
+
+    A hook on a module inside a coupling's function fires in the replay too and can ask this.
+
+    Example:
+        >>> from invertible.backprop import is_replaying
+        >>> is_replaying()
+        False
+    """
+    return _replaying.get()
+
+
+class Replay:
+    """What a run depends on apart from its arguments and parameters: taken before it, set again for each replay.
+
+    ``with recorded()`` is around the run; ``with again()`` around a replay.
+    """
+
+    def __init__(self, name: str, roots: Sequence[nn.Module], inputs: Sequence[Tensor]) -> None:
+        self.name = name
+        self.modes = [(part, part.training) for root in roots for part in root.modules()]
+        self.autocast = [
+            (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+            for device in sorted({"cpu", *(t.device.type for t in inputs)})
+            if torch.amp.is_autocast_available(device)
+        ]
+        self.moving = said_of_buffers()
+        self.devices = sorted({t.device for t in inputs if t.device.type in {"cuda", "xpu"}}, key=str)
+        self.random: list[tuple[torch.device, Tensor]] = []  # the states before the run, if it drew random numbers
+        self.entry: list[tuple[nn.Module, str, Tensor]] = []  # buffers that the run wrote, as they were before it
+        self.read: list[tuple[nn.Module, str, Tensor, int]] = []  # those that it did not write, with their versions
+
+    @property
+    def drew(self) -> bool:
+        """Whether the run moved the random stream."""
+        return bool(self.random)
+
+    @contextmanager
+    def recorded(self) -> Generator[None]:
+        """Around the run that is to be replayed."""
+        before = [(part, key, buffer, buffer._version, buffer.clone()) for part, key, buffer in self._others()]
+        random = self._random_state()
+        with running(None), self._autocast(again=False):
+            yield
+        moved = zip(random, self._random_state(), strict=True)
+        if any(not torch.equal(a, b) for (_, a), (_, b) in moved):
+            self.random = random
+        for part, key, buffer, version, copy in before:
+            if part._buffers.get(key) is buffer and buffer._version == version:
+                self.read.append((part, key, buffer, version))
+            else:
+                self.entry.append((part, key, copy))
+
+    @contextmanager
+    def again(self) -> Generator[None]:
+        """Around a replay."""
+        self._refuse_changed_buffers()
+        norms = [
+            (part, key, buffer.clone())
+            for part, mode in self.modes
+            if mode and _counts_only(part)
+            for key, buffer in part._buffers.items()
+            if buffer is not None
+        ]
+        token = _replaying.set(True)
+        try:
+            with ExitStack() as stack:
+                for part, mode in self.modes:
+                    if part.training != mode:
+                        stack.callback(setattr, part, "training", part.training)
+                        part.training = mode
+                stack.enter_context(running(None))
+                stack.enter_context(say_of_buffers(self.moving))
+                # Norms count on copies that are thrown away; in training they don't read what they count.
+                stack.enter_context(replaced_buffers([*norms, *((p, k, b.clone()) for p, k, b in self.entry)]))
+                stack.enter_context(self._autocast(again=True))
+                if self.random:
+                    stack.enter_context(self._random())
+                yield
+        finally:
+            _replaying.reset(token)
+
+    def _others(self) -> list[tuple[nn.Module, str, Tensor]]:
+        """The buffers whose values a run may depend on: all but the statistics of norms that are in training."""
+        return [
+            (part, key, buffer)
+            for part, mode in self.modes
+            if part._buffers and not (mode and _counts_only(part))
+            for key, buffer in part._buffers.items()
+            if buffer is not None
+        ]
+
+    def _refuse_changed_buffers(self) -> None:
+        for part, key, buffer, version in self.read:
+            if part._buffers.get(key) is not buffer or buffer._version != version:
+                raise RuntimeError(
+                    f"{self.name}: the buffer {key!r} of {type(part).__name__} was changed between forward and "
+                    "backward, so that the layer cannot be run again as it ran."
+                )
+
+    @contextmanager
+    def _autocast(self, *, again: bool) -> Generator[None]:
+        # Without autocast's cache: a weight cast here, without a graph, must not be reused where there is one.
+        with ExitStack() as stack:
+            for device, enabled, dtype in self.autocast:
+                if enabled or (again and torch.is_autocast_enabled(device)):
+                    stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False))
+            yield
+
+    @contextmanager
+    def _random(self) -> Generator[None]:
+        now = self._random_state()
+        try:
+            _set_random_state(self.random)
+            yield
+        finally:
+            _set_random_state(now)
+
+    def _random_state(self) -> list[tuple[torch.device, Tensor]]:
+        states = [(torch.device("cpu"), torch.get_rng_state())]
+        for device in self.devices:
+            states.append((device, torch.get_device_module(device).get_rng_state(device)))
+        return states
+
+
+def _counts_only(part: nn.Module) -> bool:
+    """Whether this is a norm of torch that in training writes its statistics and does not read them."""
+    return isinstance(part, _NORM) and type(part).__module__.startswith("torch.nn.")
+
+
+def _set_random_state(states: Sequence[tuple[torch.device, Tensor]]) -> None:
+    for device, state in states:
+        if device.type == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.get_device_module(device).set_rng_state(state, device)
