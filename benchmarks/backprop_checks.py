@@ -158,7 +158,9 @@ def channels_last(name: str) -> str:
     nets = [make(n).to(memory_format=torch.channels_last) for n in (name, "store")]
     for net in nets:
         step(net, given().detach().contiguous(memory_format=torch.channels_last).requires_grad_())
-    kept = nets[0](given().contiguous(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
+    kept = nets[0](given().contiguous(memory_format=torch.channels_last)).is_contiguous(
+        memory_format=torch.channels_last
+    )
     return verdict(off(*nets)) + ("" if kept else ", layout LOST")
 
 

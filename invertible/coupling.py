@@ -193,7 +193,12 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
         return x, tensors, [*grad, grad_log_det] if log_det else grad
 
     def _fused_additive(
-        self, y: tuple[Tensor, Tensor], grad: tuple[Tensor | None, Tensor | None], condition: Value | None, *, forwards: bool
+        self,
+        y: tuple[Tensor, Tensor],
+        grad: tuple[Tensor | None, Tensor | None],
+        condition: Value | None,
+        *,
+        forwards: bool,
     ) -> tuple[Any, Sequence[Tensor], Sequence[Tensor | None]]:
         """The sum itself need not be repeated: its derivatives are 1, or -1 for the function in the inverse."""
         kept = _leaf(y[0] if forwards else y[1])  # the stream that F reads

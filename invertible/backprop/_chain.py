@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from invertible import _check
+from invertible._buffers import buffers_moving
 from invertible._running import engine, running
 from invertible._value import leaves
 from invertible.module import Exactness, InvertibleModule
 
 from ._drift import Probes, report
-from ._node import Cell, Node, Seed, Step, form_of, rebuilt
+from ._node import Cell, Node, Seed, Step, form_of, parameters_of, parts_of, rebuilt
 from ._replay import Replay
 from ._rules import opposite, rule_of
 from .strategies import Recompute, Reconstruct, Store, Strategy
@@ -122,7 +122,8 @@ class Chain:
     def _run(self, layers: Sequence[Any], method: str, call: Call, value: Any, condition: Any) -> Any:
         tensors = list(leaves(value))
         conditions = [t for t in leaves(condition) if isinstance(t, Tensor)]
-        parameters = list(dict.fromkeys(p for layer in layers for p in layer.parameters()))
+        parts = parts_of(layers)
+        parameters = parameters_of(parts)
         if not all(isinstance(t, Tensor) for t in tensors) or any(is_lazy(p) for p in parameters):
             with running(None):  # the layer's own error, or its very first run: plain autograd is right for it
                 return call(value, condition)
@@ -138,16 +139,16 @@ class Chain:
             self._remember(leaves(result[0] if method.endswith("log_det") else result), thin_after)
             return result
         step = Step(
-            name=_check.name(first) + ("" if len(layers) == 1 else f" to {_check.name(layers[-1])}"),
-            roots=layers,
+            layers=layers,
+            parts=parts,
             run=call,
             log_det=method.endswith("log_det"),
             value=form_of(value),
             condition=form_of(condition),
             parameters=trained,
             in_cells=[link.cell for link in links],
+            replay=Replay(parts, tensors, moving=buffers_moving(default=method.startswith("forward"))),
         )
-        step.replay = Replay(step.name, layers, tensors)
         if free:
             step.adjoint = opposite(first, method)
         elif self._reconstruct is not None:

@@ -127,7 +127,6 @@ class _Backward:
         self.cells: list[Any] = []
         self.figures: dict[int, _Figures] = {}
 
-
     def finish(self) -> None:
         """Clears what is left, then reads the figures."""
         for cell in self.cells:

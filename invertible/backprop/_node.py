@@ -1,19 +1,21 @@
 """One layer in autograd's graph, without what autograd would keep."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from invertible import _check
 from invertible._value import describe, leaves
 
 from ._drift import Probes, during_backward
 from ._replay import Replay
 
-__all__ = ["Cell", "Node", "Rule", "Seed", "Step", "form_of", "rebuilt"]
+__all__ = ["Cell", "Node", "Rule", "Seed", "Step", "form_of", "parameters_of", "parts_of", "rebuilt"]
 
 _TENSOR = object()
 """Stands for a tensor in the form of a value."""
@@ -61,6 +63,15 @@ class Cell:
             self._tensor = None
 
 
+def fill(cells: Sequence[Cell | None], tensors: Sequence[Tensor]) -> None:
+    """Puts tensors into cells, to be forgotten at the end of the backward pass if nobody takes them."""
+    filled = [(cell, tensor) for cell, tensor in zip(cells, tensors, strict=True) if cell is not None]
+    for cell, tensor in filled:
+        cell.fill(tensor)
+    if filled:
+        during_backward().cells += [cell for cell, _ in filled]
+
+
 def form_of(value: Any) -> Any:
     """The nesting of a value; what is no tensor stays as it is."""
     if isinstance(value, tuple):
@@ -75,6 +86,27 @@ def rebuilt(form: Any, tensors: Iterator[Any]) -> Any:
     return next(tensors) if form is _TENSOR else form
 
 
+_examined: WeakSet[nn.Module] = WeakSet()
+"""Layers whose graphs lead to nothing unknown."""
+
+
+def parts_of(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """The modules and all inside, each once; faster than ``modules()``."""
+    found: dict[nn.Module, None] = {}
+    todo = list(modules)
+    while todo:
+        part = todo.pop()
+        if part not in found:
+            found[part] = None
+            todo += [child for child in part._modules.values() if child is not None]
+    return list(found)
+
+
+def parameters_of(parts: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of these modules themselves, each once."""
+    return list(dict.fromkeys(p for part in parts for p in part._parameters.values() if p is not None))
+
+
 Derivation = tuple[Any, Sequence[Tensor], Sequence[Tensor | None]]
 """A layer's input; tensors with graphs that lead to it and to the parameters; their cotangents."""
 
@@ -86,8 +118,9 @@ Rule = Callable[["Step", Any, Any, Tensor | None, Any], Derivation]
 class Step:
     """One run of one layer, or of a segment: what its backward needs, without any activation."""
 
-    name: str
-    roots: Sequence[nn.Module]
+    layers: Sequence[nn.Module]
+    parts: Sequence[nn.Module]
+    """The layers and all modules in them."""
     run: Callable[[Any, Any], Any]
     """The layer's method, of value and condition."""
     log_det: bool
@@ -100,6 +133,7 @@ class Step:
     """Those that are trained."""
     in_cells: Sequence[Cell | None]
     """Where the layers before await each input in backward."""
+    replay: Replay
     rule: Rule | None = None
     """How input and gradients come from the output; ``None``: the input is kept."""
     repeats_random: bool = False
@@ -115,11 +149,15 @@ class Step:
     """The form of the output, without the log-determinant."""
     shapes: Sequence[tuple[torch.Size, torch.dtype, torch.device]] = ()
 
-    replay: Replay = field(init=False)
-
     def __post_init__(self) -> None:
         self._versions = [p._version for p in self.parameters]
         self._trained = [p.requires_grad for p in self.parameters]
+
+    @property
+    def name(self) -> str:
+        """What runs, for messages."""
+        first, last = self.layers[0], self.layers[-1]
+        return _check.name(first) if first is last else f"{_check.name(first)} to {_check.name(last)}"
 
     def accept(self, result: Any) -> list[Tensor]:
         """The tensors of what the layer returned."""
@@ -169,11 +207,7 @@ class Step:
 
     def _hand_on(self, inputs: list[Tensor]) -> None:
         """Gives the inputs to the layers before, and says how far off they are."""
-        backward = during_backward()
-        for cell, tensor in zip(self.in_cells, inputs, strict=True):
-            if cell is not None:
-                cell.fill(tensor)
-                backward.cells.append(cell)
+        fill(self.in_cells, inputs)
         if self.probes is not None and self.report is not None:
             self.report(self.probes.drift([inputs[i].detach() for i in self.probed]))
 
@@ -184,7 +218,9 @@ class Step:
         sources: Sequence[Tensor],
         needs: Sequence[bool],
     ) -> list[Tensor | None]:
-        pairs = [(t, c.to(t.dtype)) for t, c in zip(tensors, cotangents, strict=True) if c is not None and t.requires_grad]
+        pairs = [
+            (t, c.to(t.dtype)) for t, c in zip(tensors, cotangents, strict=True) if c is not None and t.requires_grad
+        ]
         wanted = [source for source, need in zip(sources, needs, strict=True) if need]
         if not pairs or not wanted:
             return [None for _ in needs]
@@ -194,9 +230,7 @@ class Step:
         return [next(found) if need else None for need in needs]
 
     def _refuse_changed_parameters(self) -> None:
-        now = [p for root in self.roots for p in root.parameters()]
-        same = len(now) >= len(self.parameters) and {id(p) for p in self.parameters} <= {id(p) for p in now}
-        if not same:
+        if not {id(p) for p in self.parameters} <= {id(p) for p in parameters_of(self.parts)}:
             raise RuntimeError(
                 f"{self.name}: its parameters are no longer those of the forward pass (torch.func.functional_call?), "
                 "so that the layer cannot be run again. Use Store() here."
@@ -208,8 +242,13 @@ class Step:
             )
 
     def _refuse_strangers(self, tensors: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-        """A tensor that is trained but no parameter would get no gradient, without a word."""
-        known = {id(t) for t in sources} | {id(p) for root in self.roots for p in root.parameters()}
+        """A tensor that is trained but no parameter would get no gradient, without a word.
+
+        To walk the graph takes time, so each layer is looked at when its first gradients are made.
+        """
+        if self.layers[0] in _examined:
+            return
+        known = {id(t) for t in (*sources, *parameters_of(self.parts))}
         todo: list[Any] = [t.grad_fn for t in tensors if t.grad_fn is not None]
         seen = set(todo)
         while todo:
@@ -225,6 +264,7 @@ class Step:
                 if edge[0] is not None and edge[0] not in seen:
                     seen.add(edge[0])
                     todo.append(edge[0])
+        _examined.add(self.layers[0])
 
     @contextmanager
     def _trained_as_then(self) -> Generator[None]:
@@ -282,10 +322,7 @@ class Seed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        backward = during_backward()
-        for cell, tensor in zip(ctx.cells, ctx.saved_tensors, strict=True):
-            cell.fill(tensor)
-            backward.cells.append(cell)
+        fill(ctx.cells, ctx.saved_tensors)
         return (None, *grads)
 
 

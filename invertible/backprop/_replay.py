@@ -3,10 +3,12 @@
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from invertible import _check
 from invertible._buffers import replaced_buffers, said_of_buffers, say_of_buffers
 from invertible._running import running
 
@@ -36,9 +38,9 @@ class Replay:
     ``with recorded()`` is around the run; ``with again()`` around a replay.
     """
 
-    def __init__(self, name: str, roots: Sequence[nn.Module], inputs: Sequence[Tensor]) -> None:
-        self.name = name
-        self.modes = [(part, part.training) for root in roots for part in root.modules()]
+    def __init__(self, parts: Sequence[nn.Module], inputs: Sequence[Tensor], *, moving: bool = True) -> None:
+        self.modes = [(part, part.training) for part in parts]
+        self.may_write = moving
         self.autocast = [
             (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
             for device in sorted({"cpu", *(t.device.type for t in inputs)})
@@ -66,22 +68,16 @@ class Replay:
         if any(not torch.equal(a, b) for (_, a), (_, b) in moved):
             self.random = random
         for part, key, buffer, version, copy in before:
-            if part._buffers.get(key) is buffer and buffer._version == version:
-                self.read.append((part, key, buffer, version))
-            else:
+            same = part._buffers.get(key) is buffer and buffer._version == version
+            if not same or (self.may_write and _writes(part, key, copy)):
                 self.entry.append((part, key, copy))
+            else:
+                self.read.append((part, key, buffer, version))
 
     @contextmanager
     def again(self) -> Generator[None]:
         """Around a replay."""
         self._refuse_changed_buffers()
-        norms = [
-            (part, key, buffer.clone())
-            for part, mode in self.modes
-            if mode and _counts_only(part)
-            for key, buffer in part._buffers.items()
-            if buffer is not None
-        ]
         token = _replaying.set(True)
         try:
             with ExitStack() as stack:
@@ -91,8 +87,8 @@ class Replay:
                         part.training = mode
                 stack.enter_context(running(None))
                 stack.enter_context(say_of_buffers(self.moving))
-                # Norms count on copies that are thrown away; in training they don't read what they count.
-                stack.enter_context(replaced_buffers([*norms, *((p, k, b.clone()) for p, k, b in self.entry)]))
+                stack.enter_context(replaced_buffers([(p, k, b.clone()) for p, k, b in self.entry]))
+                stack.enter_context(_uncounted([part for part, mode in self.modes if mode and _counts_only(part)]))
                 stack.enter_context(self._autocast(again=True))
                 if self.random:
                     stack.enter_context(self._random())
@@ -114,8 +110,8 @@ class Replay:
         for part, key, buffer, version in self.read:
             if part._buffers.get(key) is not buffer or buffer._version != version:
                 raise RuntimeError(
-                    f"{self.name}: the buffer {key!r} of {type(part).__name__} was changed between forward and "
-                    "backward, so that the layer cannot be run again as it ran."
+                    f"{_check.name(part)}: its buffer {key!r} was changed between forward and backward, so that what "
+                    "it did cannot be done again. Call backward first, or use Store()."
                 )
 
     @contextmanager
@@ -141,6 +137,40 @@ class Replay:
         for device in self.devices:
             states.append((device, torch.get_device_module(device).get_rng_state(device)))
         return states
+
+
+@contextmanager
+def _uncounted(norms: Sequence[nn.Module]) -> Generator[None]:
+    """Lets norms in training run without statistics: they don't read them, and have counted this batch already.
+
+    Instance norm looks at the buffers alone, and synchronised batch norm at the flag alone.
+    """
+    kept = [(norm, norm.__dict__["track_running_stats"], dict(norm._buffers)) for norm in norms]
+    try:
+        for norm, _, buffers in kept:
+            norm.__dict__["track_running_stats"] = False
+            norm._buffers.update(dict.fromkeys(buffers))
+        yield
+    finally:
+        for norm, tracks, buffers in kept:
+            norm.__dict__["track_running_stats"] = tracks
+            norm._buffers.update(buffers)
+
+
+_written: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], bool]] = WeakKeyDictionary()
+
+
+def _writes(part: nn.Module, key: str, before: Tensor) -> bool:
+    """Whether a part writes this buffer without counting it in the version, as ``batch_norm`` does.
+
+    To compare values waits for the device, so it is done after the part's first run in each mode only.
+    """
+    known = _written.setdefault(part, {})
+    question = (key, part.training)
+    if question not in known:
+        buffer = part._buffers[key]
+        known[question] = buffer is not None and not buffer.is_meta and not torch.equal(buffer, before)
+    return known[question]
 
 
 def _counts_only(part: nn.Module) -> bool:
