@@ -2,10 +2,10 @@
 
     python -m benchmarks.backprop [--rounds 31] [--workloads stack irevnet_b] [--contenders store reconstruct ...]
 
-Each contender runs in a process of its own, on one thread. They take turns, one step each per round, and a ratio is that
-of the CPU times of two contenders in the same round: its median over all rounds, with a 95 % bootstrap interval. Bytes
-are counted by the profiler's memory events, with the parameters' gradients allocated before. Prints tables and writes
-every number to runs/benchmarks/backprop-TIME.json.
+Each contender runs in a process of its own, on one thread. They take turns, one step each per round, and a ratio is
+that of the CPU times of two contenders in the same round: its median over all rounds, with a 95 % bootstrap interval.
+Bytes are counted by the profiler's memory events, with the parameters' gradients allocated before. Prints tables and
+writes every number to runs/benchmarks/backprop-TIME.json.
 """
 
 import argparse

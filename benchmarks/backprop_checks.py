@@ -47,13 +47,18 @@ def verdict(error: float, *, limit: float = 1e-4) -> str:
     return "right" if error < limit else f"WRONG by {error:.2g}"
 
 
+def said(error: float, *, warned: bool) -> str:
+    """Right, or off by how much, and whether there was a warning."""
+    return "right" if error < 1e-4 else f"off by {error:.0e}, {'warned' if warned else 'SILENT'}"
+
+
 def statistics(name: str) -> str:
     """Batch-norm statistics after five steps, against those of plain autograd."""
     nets = make(name), make("store")
     for net in nets:
         for _ in range(5):
             step(net, given())
-    (mine, theirs) = ({k: b for k, b in net.named_buffers()} for net in nets)
+    (mine, theirs) = (dict(net.named_buffers()) for net in nets)
     tracked = {int(b) for k, b in mine.items() if k.endswith("tracked")}
     means = [[b for k, b in each.items() if k.endswith("mean")] for each in (mine, theirs)]
     error = float((torch.cat(means[0]) - torch.cat(means[1])).norm() / torch.cat(means[1]).norm())
@@ -72,18 +77,25 @@ def dropout(name: str) -> str:
     return words if torch.equal(*ends) else f"{words}; the random stream is moved"
 
 
-def autocast(name: str) -> str:
+def autocast(name: str, depth: int = 4) -> str:
     """The gradient under bfloat16 autocast, with the backward pass outside the context."""
-    nets = make(name, depth=16), make("store", depth=16)
-    for net in nets:
-        step(net, given(), torch.autocast("cpu", torch.bfloat16))
-    return verdict(off(*nets), limit=1e-2)
+    nets = make(name, depth=depth), make("store", depth=depth)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for net in nets:
+            step(net, given(), torch.autocast("cpu", torch.bfloat16))
+    return said(off(*nets), warned=bool(caught))
+
+
+def autocast_deep(name: str) -> str:
+    """The same at a depth where rounding may turn into another bfloat16 number."""
+    return autocast(name, depth=32)
 
 
 def raw_input(name: str) -> str:
-    """An input that requires no gradient."""
+    """An input that requires no gradient, and a head after the network that is trained anyway."""
     net = make(name)
-    step(net, given(grad=False))
+    step(nn.Sequential(net, nn.Conv2d(32, 2, 1)), given(grad=False))
     missing = sum(p.grad is None for p in net.parameters())
     return f"SILENT: {missing} parameters without gradient" if missing else "right"
 
@@ -113,9 +125,10 @@ def callers_tensor(name: str) -> str:
     """Whether the caller still has its input."""
     net, x = make(name, clone=False), given(grad=False) * 1
     before = x.clone()
-    net(x.requires_grad_()).square().mean().backward()
+    y = net(x.requires_grad_())
     if x.untyped_storage().nbytes() == 0:
-        return "FREED"
+        return "FREED by forward"
+    y.square().mean().backward()
     return "kept" if torch.equal(x, before) else "CHANGED"
 
 
@@ -149,8 +162,7 @@ def unstable(name: str) -> str:
         warnings.simplefilter("always")
         for net in nets:
             step(net, given())
-    error = off(*nets)
-    return verdict(error) if error < 1e-4 else f"off by {error:.0e}, {'warned' if caught else 'SILENT'}"
+    return said(off(*nets), warned=bool(caught))
 
 
 def channels_last(name: str) -> str:
@@ -168,6 +180,7 @@ CHECKS: dict[str, Callable[[str], str]] = {
     "batch-norm statistics": statistics,
     "dropout": dropout,
     "bf16 autocast": autocast,
+    "bf16 autocast, 32 blocks": autocast_deep,
     "input without grad": raw_input,
     "relu_ on the output": changed_output,
     "weight changed before backward": changed_weight,

@@ -141,7 +141,7 @@ def workload(which: str, name: str, depth: int) -> tuple[nn.Module, Tensor]:
 
 
 def count_evaluations(net: nn.Module) -> tuple[Callable[[], int], int]:
-    """Counts how often the bottlenecks run, by whatever way (hooks would miss some peers' calls); and how many they are."""
+    """Counts how often the bottlenecks run; hooks would miss some peers' calls. Returns how many there are, too."""
     calls = [0]
     blocks = [part for part in net.modules() if type(part) in {Stacked, zoo.Bottleneck}]
     for part in blocks:

@@ -46,14 +46,14 @@ def served(function: Callable[..., Any]) -> Callable[..., Any]:
     """Hands a layer's method to the engine, if one runs; inside ``__call__``, so that hooks fire around it."""
 
     @functools.wraps(function)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def method(self: Any, *args: Any, **options: Any) -> Any:
         now = engine()
         if now is None:
-            return function(self, *args, **kwargs)
-        if len(args) == 1 and kwargs.keys() <= {"condition"}:
-            return now.step(self, function.__name__, function, args[0], kwargs.get("condition"))
+            return function(self, *args, **options)
+        if len(args) == 1 and set(options) <= {"condition"}:
+            return now.step(self, function.__name__, function, args[0], options.get("condition"))
         with running(None):  # not a container's call: plain autograd is right for it
-            return function(self, *args, **kwargs)
+            return function(self, *args, **options)
 
     return method
 
@@ -66,4 +66,5 @@ def walked(function: Method) -> Method:
 
 def walks(layer: Any, method: str) -> bool:
     """Whether this method only calls layers that the engine runs one by one."""
-    return method in METHODS and hasattr(getattr(type(layer), method), "_walked")
+    kind: Any = type(layer)
+    return method in METHODS and hasattr(getattr(kind, method), "_walked")

@@ -213,13 +213,18 @@ class Sequential(InvertibleModule[Any, Any]):
     def _calls(self, method: str) -> Iterator[Callable[[Any, Value | None], Any]]:
         """What runs as one: a layer, or a segment of several if the strategy keeps the input of every k-th only."""
         chain = running_chain()
+        if chain is None or chain.every == 1:
+            yield from (
+                partial(self._run_layer, position, layer, method) for position, _, layer in self._ordered(method)
+            )
+            return
         group: list[tuple[int, Layer]] = []
         for position, _, layer in self._ordered(method):
-            alone = chain is None or chain.every == 1 or walks(layer, method)
-            if group and (alone or len(group) == cast("Chain", chain).every):
+            entered = walks(layer, method)
+            if group and (entered or len(group) == chain.every):
                 yield partial(self._run_segment, chain, group, method)
                 group = []
-            if alone:
+            if entered:
                 yield partial(self._run_layer, position, layer, method)
             else:
                 group.append((position, layer))

@@ -49,7 +49,8 @@ def test_through_every_container():
     stage = Sequential(*[Coupling(function(2)) for _ in range(3)])
     inner = Inverse(Sequential(inv.Split(), Coupling(function(1)), inv.Merge()))
     net = Sequential(
-        inv.PixelUnshuffle(2), inv.Split(), Parallel(inner, Sequential(Scale(), inner)), inv.Merge(), inv.Split(), stage,
+        inv.PixelUnshuffle(2), inv.Split(), Parallel(inner, Sequential(Scale(), inner)), inv.Merge(), inv.Split(),
+        stage,
         Coupling(function(2)), Inverse(stage), inv.Swap(), inv.Merge(), Inverse(inv.PixelUnshuffle(2)),
     ).double()  # fmt: skip
     x = torch.randn(3, 1, 8, 8, dtype=torch.float64)

@@ -235,9 +235,7 @@ def test_autocast_is_replayed(inside, strategy):
     x = torch.randn(2, 8, 8, 8)
     for dtype in (torch.bfloat16, torch.float16):
         expected, _ = outcome(net, x, autocast=torch.autocast("cpu", dtype), inside=inside)
-        found, trained = outcome(
-            with_strategy(net, strategy), x, autocast=torch.autocast("cpu", dtype), inside=inside
-        )
+        found, trained = outcome(with_strategy(net, strategy), x, autocast=torch.autocast("cpu", dtype), inside=inside)
         assert set(seen) == {dtype}
         assert off(found, expected)[0] < 1e-5
         assert trained.drift is None or trained.drift < 1e-6

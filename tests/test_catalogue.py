@@ -94,7 +94,9 @@ def test_import_directions_inside_the_library():
         inside = {name.split(".")[1] for name in imported(path, "invertible") if name.startswith("invertible.")}
         assert inside <= may_import(path.stem), f"{path.name} must not import {inside - may_import(path.stem)}"
     for path in sorted((ROOT / "invertible" / "backprop").glob("*.py")):
-        inside = {name.split(".")[1] for name in imported(path, "invertible.backprop") if name.startswith("invertible.")}
+        inside = {
+            name.split(".")[1] for name in imported(path, "invertible.backprop") if name.startswith("invertible.")
+        }
         assert inside <= HELPERS | {"module", "backprop"}, f"{path.name} must not import {inside}"
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -15,9 +14,10 @@ from invertible._value import leaves
 from invertible.module import Exactness, InvertibleModule
 
 from ._drift import Probes, report
-from ._node import Cell, Node, Seed, Step, form_of, parameters_of, parts_of, rebuilt
+from ._node import Cell, Node, Seed, Step, form_of, rebuilt
 from ._replay import Replay
 from ._rules import opposite, rule_of
+from ._torch import parameters_of, parts_of, tape_serves
 from .strategies import Recompute, Reconstruct, Store, Strategy
 
 __all__ = ["Chain", "run", "running_chain"]
@@ -36,7 +36,7 @@ def run(net: Layer, strategy: Strategy | None, walk: Callable[[Any], Any], x: An
         return walk(x)
     if outer is not None:
         x = outer.seal(x)
-    if isinstance(strategy, Store) or not _recording():
+    if isinstance(strategy, Store) or not tape_serves():
         with running(None):
             return walk(x)
     chain = Chain(net, strategy)
@@ -50,18 +50,6 @@ def run(net: Layer, strategy: Strategy | None, walk: Callable[[Any], Any], x: An
 def running_chain() -> "Chain | None":
     """The chain in which the layers run now; ``None`` where plain autograd serves them."""
     return cast("Chain | None", engine())
-
-
-def _recording() -> bool:
-    """Whether there will be a backward pass that a tape can serve; elsewhere plain autograd is right."""
-    return (
-        torch.is_grad_enabled()
-        and not torch.compiler.is_exporting()
-        and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-        and not torch.nn.utils.parametrize._cache_enabled
-    )
 
 
 @dataclass
@@ -120,8 +108,9 @@ class Chain:
         return value
 
     def _run(self, layers: Sequence[Any], method: str, call: Call, value: Any, condition: Any) -> Any:
-        tensors = list(leaves(value))
-        conditions = [t for t in leaves(condition) if isinstance(t, Tensor)]
+        tensors: list[Any] = list(leaves(value))
+        given: list[Any] = list(leaves(condition))
+        conditions: list[Tensor] = [t for t in given if isinstance(t, Tensor)]
         parts = parts_of(layers)
         parameters = parameters_of(parts)
         if not all(isinstance(t, Tensor) for t in tensors) or any(is_lazy(p) for p in parameters):

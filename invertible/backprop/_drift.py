@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from invertible import _check
 
+from ._torch import at_end_of_backward, backward_number
 from .strategies import Reconstruct
 
 __all__ = ["Drift", "DriftError", "DriftWarning", "Probes", "during_backward", "report"]
@@ -76,8 +77,8 @@ class _Figures:
 
     net: Any
     strategy: Reconstruct
-    layers: list[tuple[nn.Module, int]] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
+    layers: list[tuple[nn.Module, int]] = field(default_factory=list[tuple[nn.Module, int]])
+    values: list[Tensor] = field(default_factory=list[Tensor])
 
     def record(self) -> None:
         # Not max(): it may pass over a NaN.
@@ -86,7 +87,7 @@ class _Figures:
 
     def judge(self) -> None:
         """Reads the figures; warns or raises."""
-        figures: list[float] = torch.stack(_together(self.values)).tolist()  # pyright: ignore[reportUnknownMemberType]
+        figures: list[float] = torch.stack(_together(self.values)).tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         worst = next((f for f in figures if f != f), max(figures))
         self.net.__dict__["_drift"] = Drift(worst, self.strategy.drift_error)
         if worst <= self.strategy.drift_warn:
@@ -146,13 +147,13 @@ _backwards: WeakValueDictionary[int, _Backward] = WeakValueDictionary()
 
 def during_backward() -> _Backward:
     """The running backward pass of this thread; nested ones are their own."""
-    task = torch._C._current_graph_task_id()
+    task = backward_number()
     with _lock:
         backward = _backwards.get(task)
         if backward is None:
             backward = _backwards[task] = _Backward()
             # Autograd holds the callback, and so the object, until the pass has ended or failed.
-            torch.autograd.Variable._execution_engine.queue_callback(backward.finish)  # pyright: ignore
+            at_end_of_backward(backward.finish)
     return backward
 
 

@@ -1,9 +1,9 @@
 """One layer in autograd's graph, without what autograd would keep."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import torch
@@ -14,8 +14,9 @@ from invertible._value import describe, leaves
 
 from ._drift import Probes, during_backward
 from ._replay import Replay
+from ._torch import hooks_of, parameters_of
 
-__all__ = ["Cell", "Node", "Rule", "Seed", "Step", "form_of", "parameters_of", "parts_of", "rebuilt"]
+__all__ = ["Cell", "Node", "Rule", "Seed", "Step", "form_of", "leaf", "rebuilt"]
 
 _TENSOR = object()
 """Stands for a tensor in the form of a value."""
@@ -75,14 +76,14 @@ def fill(cells: Sequence[Cell | None], tensors: Sequence[Tensor]) -> None:
 def form_of(value: Any) -> Any:
     """The nesting of a value; what is no tensor stays as it is."""
     if isinstance(value, tuple):
-        return tuple(form_of(part) for part in value)
+        return tuple(form_of(part) for part in cast("tuple[Any, ...]", value))
     return _TENSOR if isinstance(value, Tensor) else value
 
 
 def rebuilt(form: Any, tensors: Iterator[Any]) -> Any:
     """A value of this form from these tensors."""
     if isinstance(form, tuple):
-        return tuple(rebuilt(part, tensors) for part in form)
+        return tuple(rebuilt(part, tensors) for part in cast("tuple[Any, ...]", form))
     return next(tensors) if form is _TENSOR else form
 
 
@@ -90,22 +91,8 @@ _examined: WeakSet[nn.Module] = WeakSet()
 """Layers whose graphs lead to nothing unknown."""
 
 
-def parts_of(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """The modules and all inside, each once; faster than ``modules()``."""
-    found: dict[nn.Module, None] = {}
-    todo = list(modules)
-    while todo:
-        part = todo.pop()
-        if part not in found:
-            found[part] = None
-            todo += [child for child in part._modules.values() if child is not None]
-    return list(found)
-
-
-def parameters_of(parts: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """The parameters of these modules themselves, each once."""
-    return list(dict.fromkeys(p for part in parts for p in part._parameters.values() if p is not None))
-
+Call = Callable[[Any, Any], Any]
+"""A direction of a layer, of value and condition."""
 
 Derivation = tuple[Any, Sequence[Tensor], Sequence[Tensor | None]]
 """A layer's input; tensors with graphs that lead to it and to the parameters; their cotangents."""
@@ -121,7 +108,7 @@ class Step:
     layers: Sequence[nn.Module]
     parts: Sequence[nn.Module]
     """The layers and all modules in them."""
-    run: Callable[[Any, Any], Any]
+    run: Call
     """The layer's method, of value and condition."""
     log_det: bool
     """Whether the method returns one."""
@@ -138,7 +125,7 @@ class Step:
     """How input and gradients come from the output; ``None``: the input is kept."""
     repeats_random: bool = False
     """Whether the rule draws random numbers in the order of the first run."""
-    adjoint: Callable[[Any, Any], Any] | None = None
+    adjoint: Call | None = None
     """For a layer that only moves elements: the other direction, which moves values and gradients back."""
     probes: Probes | None = None
     probed: Sequence[int] = ()
@@ -174,13 +161,13 @@ class Step:
         """Gradients of inputs, conditions and parameters; fills the cells of the inputs."""
         self._refuse_changed_parameters()
         inputs = len(self.in_cells)
-        conditions = [_leaf(t) for t in saved[: len(needs) - inputs - len(self.parameters)]]
+        conditions = [leaf(t) for t in saved[: len(needs) - inputs - len(self.parameters)]]
         condition = rebuilt(self.condition, iter(conditions))
         grad_value = rebuilt(self.output, iter(grads))
         if self.adjoint is not None:
-            return [*self._move_back(grads, condition), *(None for _ in needs[inputs:])]
+            return [*self._move_back(self.adjoint, grads, condition), *(None for _ in needs[inputs:])]
         if self.rule is None:
-            value = rebuilt(self.value, (_leaf(t) for t in saved[len(conditions) :]))
+            value = rebuilt(self.value, (leaf(t) for t in saved[len(conditions) :]))
             with self._trained_as_then(), self.replay.again(), torch.enable_grad():
                 result = self.run(value, condition)
             tensors, cotangents = self.accept(result), grads
@@ -196,14 +183,13 @@ class Step:
         self._hand_on(list(leaves(value)))
         return gradients
 
-    def _move_back(self, grads: Sequence[Tensor | None], condition: Any) -> list[Tensor]:
-        assert self.adjoint is not None
+    def _move_back(self, adjoint: Call, grads: Sequence[Tensor | None], condition: Any) -> list[Tensor]:
         with self.replay.again():
             if any(cell is not None for cell in self.in_cells):
                 output = rebuilt(self.output, (cell.take(self.name) for cell in self.out_cells))
-                self._hand_on(list(leaves(self.adjoint(output, condition))))
+                self._hand_on(list(leaves(adjoint(output, condition))))
             filled = [_zeros(*shape) if g is None else g for g, shape in zip(grads, self.shapes, strict=False)]
-            return list(leaves(self.adjoint(rebuilt(self.output, iter(filled)), condition)))
+            return list(leaves(adjoint(rebuilt(self.output, iter(filled)), condition)))
 
     def _hand_on(self, inputs: list[Tensor]) -> None:
         """Gives the inputs to the layers before, and says how far off they are."""
@@ -348,7 +334,8 @@ def _once(gradients: Sequence[Tensor | None], name: str) -> list[Tensor | None]:
     return [None if g is None else next(refusing) for g in gradients]
 
 
-def _leaf(tensor: Tensor) -> Tensor:
+def leaf(tensor: Tensor) -> Tensor:
+    """The same values at the start of a graph of their own."""
     tensor = tensor.detach()
     return tensor.requires_grad_() if tensor.is_floating_point() or tensor.is_complex() else tensor
 
@@ -360,7 +347,7 @@ def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tenso
 @contextmanager
 def _without_hooks(parameters: Sequence[Tensor]) -> Generator[None]:
     """Silences hooks on the parameters' gradients: autograd runs them when the gradients arrive, once."""
-    hooks = [(h, dict(h)) for h in (p._backward_hooks for p in parameters) if h]
+    hooks = [(h, dict(h)) for h in map(hooks_of, parameters) if h]
     for present, _ in hooks:
         present.clear()
     try:

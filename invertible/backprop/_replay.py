@@ -12,6 +12,8 @@ from invertible import _check
 from invertible._buffers import replaced_buffers, said_of_buffers, say_of_buffers
 from invertible._running import running
 
+from ._torch import buffers_of
+
 __all__ = ["Replay", "is_replaying"]
 
 _NORM: type[nn.Module] = nn.modules.batchnorm._NormBase  # pyright: ignore[reportPrivateUsage]
@@ -68,7 +70,7 @@ class Replay:
         if any(not torch.equal(a, b) for (_, a), (_, b) in moved):
             self.random = random
         for part, key, buffer, version, copy in before:
-            same = part._buffers.get(key) is buffer and buffer._version == version
+            same = buffers_of(part).get(key) is buffer and buffer._version == version
             if not same or (self.may_write and _writes(part, key, copy)):
                 self.entry.append((part, key, copy))
             else:
@@ -101,14 +103,14 @@ class Replay:
         return [
             (part, key, buffer)
             for part, mode in self.modes
-            if part._buffers and not (mode and _counts_only(part))
-            for key, buffer in part._buffers.items()
+            if buffers_of(part) and not (mode and _counts_only(part))
+            for key, buffer in buffers_of(part).items()
             if buffer is not None
         ]
 
     def _refuse_changed_buffers(self) -> None:
         for part, key, buffer, version in self.read:
-            if part._buffers.get(key) is not buffer or buffer._version != version:
+            if buffers_of(part).get(key) is not buffer or buffer._version != version:
                 raise RuntimeError(
                     f"{_check.name(part)}: its buffer {key!r} was changed between forward and backward, so that what "
                     "it did cannot be done again. Call backward first, or use Store()."
@@ -145,16 +147,16 @@ def _uncounted(norms: Sequence[nn.Module]) -> Generator[None]:
 
     Instance norm looks at the buffers alone, and synchronised batch norm at the flag alone.
     """
-    kept = [(norm, norm.__dict__["track_running_stats"], dict(norm._buffers)) for norm in norms]
+    kept = [(norm, norm.__dict__["track_running_stats"], dict(buffers_of(norm))) for norm in norms]
     try:
         for norm, _, buffers in kept:
             norm.__dict__["track_running_stats"] = False
-            norm._buffers.update(dict.fromkeys(buffers))
+            buffers_of(norm).update(dict.fromkeys(buffers))
         yield
     finally:
         for norm, tracks, buffers in kept:
             norm.__dict__["track_running_stats"] = tracks
-            norm._buffers.update(buffers)
+            buffers_of(norm).update(buffers)
 
 
 _written: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], bool]] = WeakKeyDictionary()
@@ -168,7 +170,7 @@ def _writes(part: nn.Module, key: str, before: Tensor) -> bool:
     known = _written.setdefault(part, {})
     question = (key, part.training)
     if question not in known:
-        buffer = part._buffers[key]
+        buffer = buffers_of(part)[key]
         known[question] = buffer is not None and not buffer.is_meta and not torch.equal(buffer, before)
     return known[question]
 

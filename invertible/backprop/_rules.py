@@ -2,16 +2,16 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from invertible._running import METHODS
-from invertible._value import leaves, map_value
+from invertible._value import map_value
 from invertible.module import InvertibleModule
 
-from ._node import Derivation, Rule, Step
+from ._node import Derivation, Rule, Step, leaf
 
 __all__ = ["opposite", "rule_of"]
 
@@ -62,7 +62,7 @@ def _generic(back: Callable[[Any, Any], Any]) -> Rule:
     def rule(step: Step, y: Any, grad: Any, grad_log_det: Tensor | None, condition: Any) -> Derivation:
         with step.replay.again(), torch.no_grad():
             x = back(y, condition)
-        x = map_value(_leaf, x)
+        x = map_value(leaf, x)
         with step.replay.again(), torch.enable_grad():
             result = step.run(x, condition)
         cotangents: list[Any] = [*_flat(grad), *([grad_log_det] if step.log_det else [])]
@@ -72,9 +72,6 @@ def _generic(back: Callable[[Any, Any], Any]) -> Rule:
 
 
 def _flat(grad: Any) -> list[Tensor | None]:
-    return [g for part in grad for g in _flat(part)] if isinstance(grad, tuple) else [grad]
-
-
-def _leaf(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.requires_grad_() if tensor.is_floating_point() or tensor.is_complex() else tensor
+    if isinstance(grad, tuple):
+        return [g for part in cast("tuple[Any, ...]", grad) for g in _flat(part)]
+    return [grad]

@@ -53,7 +53,7 @@ def measure_memory(function: Callable[[], Any], device: torch.device | str = "cp
     finally:
         with _silence():
             profiler.stop()
-    events: Any = profiler.profiler.kineto_results.events()  # pyright: ignore
+    events: Any = profiler.profiler.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     kept = peak = 0
     for _, size in sorted(changes, key=lambda change: change[0]):

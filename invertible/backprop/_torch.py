@@ -1,0 +1,73 @@
+"""What the engine needs of torch that has no public name; each is used by torch's own DDP, FSDP or checkpoint."""
+
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportPrivateImportUsage=false
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+__all__ = [
+    "at_end_of_backward",
+    "backward_number",
+    "buffers_of",
+    "hooks_of",
+    "parameters_of",
+    "parts_of",
+    "tape_serves",
+]
+
+
+def backward_number() -> int:
+    """A number of the backward pass that runs in this thread; nested ones have their own."""
+    return torch._C._current_graph_task_id()
+
+
+def at_end_of_backward(callback: Callable[[], None]) -> None:
+    """Calls back when the running backward pass has ended; what it raises, ``backward`` raises."""
+    torch.autograd.Variable._execution_engine.queue_callback(callback)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def tape_serves() -> bool:
+    """Whether there will be a backward pass of the usual kind; elsewhere plain autograd is right.
+
+    Not without gradients, while exporting or tracing, under ``torch.func``, in forward-mode differentiation, nor while
+    parametrisations are cached, for these would be computed without a graph.
+    """
+    return (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_exporting()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+        and not parametrize._cache_enabled
+    )
+
+
+def parts_of(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """The modules and all inside, each once; several times faster than ``modules()``, which is called per step."""
+    found: dict[nn.Module, None] = {}
+    todo = list(modules)
+    while todo:
+        part = todo.pop()
+        if part not in found:
+            found[part] = None
+            todo += [child for child in part._modules.values() if child is not None]
+    return list(found)
+
+
+def parameters_of(parts: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of these modules themselves, each once."""
+    return list(dict.fromkeys(p for part in parts for p in part._parameters.values() if p is not None))
+
+
+def buffers_of(part: nn.Module) -> dict[str, Tensor | None]:
+    """The buffers of this module itself: the dictionary that it uses, not a copy."""
+    return part._buffers
+
+
+def hooks_of(tensor: Tensor) -> dict[int, Callable[[Tensor], Tensor | None]] | None:
+    """The hooks on a tensor's gradient: the dictionary that autograd reads, if there is one."""
+    return tensor._backward_hooks
