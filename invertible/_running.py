@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 
@@ -66,5 +66,4 @@ def walked(function: Method) -> Method:
 
 def walks(layer: Any, method: str) -> bool:
     """Whether this method only calls layers that the engine runs one by one."""
-    kind: Any = type(layer)
-    return method in METHODS and hasattr(getattr(kind, method), "_walked")
+    return method in METHODS and hasattr(getattr(cast("Any", type(layer)), method), "_walked")

@@ -1,9 +1,11 @@
 """The laws of the contract, to be tried on any layer: this library's, or your own.
 
-:func:`check` tries all of them; each law is a function of its own, too. ``invertible.testing.strategies`` holds
-Hypothesis strategies for drawing inputs; it is imported apart, for it alone needs Hypothesis.
+:func:`check` tries all of them; each law is a function of its own, too. :func:`check_backprop` compares what is kept
+for the gradients, and :func:`measure_memory` counts bytes. ``invertible.testing.strategies`` holds Hypothesis
+strategies for drawing inputs; it is imported apart, for it alone needs Hypothesis.
 """
 
+from .backprop import BackpropReport, StrategyReport, check_backprop
 from .laws import (
     LAWS,
     Law,
@@ -26,9 +28,12 @@ from .memory import Memory, measure_memory
 
 __all__ = [
     "LAWS",
+    "BackpropReport",
     "Law",
     "Memory",
+    "StrategyReport",
     "check",
+    "check_backprop",
     "derivatives_are_right",
     "inverse_moves_no_buffer",
     "is_deterministic",
