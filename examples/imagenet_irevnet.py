@@ -24,10 +24,10 @@ from zoo.errors import InputError
 from zoo.inversion import InversionError, invert_files, relative_errors
 from zoo.progress import Reporter, say
 from zoo.recipes import RECIPES, Recipe
-from zoo.run import Run
+from zoo.run import BACKPROP, Run
 from zoo.training import Interrupted, Trainer, build, find_device, load_net
 
-RESUME_KEEPS = {"data", "device", "workers", "resume", "evaluate", "invert"}  # the rest is the run's own
+RESUME_KEEPS = {"data", "device", "workers", "backprop", "resume", "evaluate", "invert"}  # the rest is the run's own
 INVERT_TAKES = {"invert", "resume", "model", "size", "device", "seed", "output"}
 PICTURES = 10  # as many as fit side by side
 
@@ -46,6 +46,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch-size", type=_positive, metavar="N", help="images per step")
     p.add_argument("--lr", type=_rate, metavar="X", help="largest learning rate")
     p.add_argument("--size", type=_positive, metavar="PIXELS", help="height and width that the network sees")
+    p.add_argument(
+        "--backprop",
+        choices=list(BACKPROP),
+        help="what is kept for the gradients: everything, inputs or outputs of blocks (default: reconstruct)",
+    )
     p.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     p.add_argument("--seed", type=_count, metavar="N", help="of weights, order and augmentation (default: 0)")
     p.add_argument(
@@ -102,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def prepare(given: dict[str, Any]) -> Trainer:
     """Builds the run that the options ask for, or takes up an old one."""
-    places = {key: given[key] for key in ("data", "device", "workers") if key in given}
+    places = {key: given[key] for key in ("data", "device", "workers", "backprop") if key in given}
     if "resume" in given:
         refused = sorted(given.keys() - RESUME_KEEPS)
         if refused:
@@ -114,7 +119,9 @@ def prepare(given: dict[str, Any]) -> Trainer:
     recipe = chosen(given)
     seed = given.get("seed", 0)
     workers = given.get("workers", min(8, (os.cpu_count() or 1) - 1))
-    run = Run(recipe, given.get("data"), seed=seed, device=given.get("device", default_device()), workers=workers)
+    backprop = given.get("backprop", "reconstruct")
+    device = given.get("device", default_device())
+    run = Run(recipe, given.get("data"), seed=seed, device=device, workers=workers, backprop=backprop)
     folder = given.get("output") or fresh(Path("runs") / f"{recipe.name}-{recipe.model}-seed{seed}")
     if (folder / "checkpoint.pt").exists():
         raise InputError(
@@ -151,6 +158,10 @@ def report(trainer: Trainer, reporter: Reporter) -> None:
         "training speed": f"{trainer.images_per_second:.0f} images/s",
         "parameters": f"{sum(p.numel() for p in trainer.net.parameters()):,}",
     }
+    if trainer.peak is not None:
+        cells |= {"peak of activations": f"{trainer.peak / 2**20:.1f} MiB ({trainer.run.backprop})"}
+    if trainer.drift is not None:
+        cells |= {"largest drift": f"{trainer.drift:.1e}"}
     if error is not None:
         cells |= {"inversion error ε": mean_median_max(error)}
     reporter.table(f"{trainer.run.recipe.model}: {result.images} validation images", cells)

@@ -67,10 +67,10 @@ def test_batches_are_counted_once():
 
 def test_synchronized_batch_norm_is_replayed_without_its_statistics():
     """Its own synchronisation needs several GPUs; here the replay's setting alone is looked at."""
-    from invertible.backprop._replay import Replay
+    from invertible.backprop._replay import Replay, Survey
 
     norm = nn.SyncBatchNorm(2)
-    replay = Replay([norm], [])
+    replay = Replay(Survey([norm]), [])
     buffers = dict(norm._buffers)
     with replay.again():
         assert not norm.track_running_stats

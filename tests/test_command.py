@@ -59,12 +59,16 @@ def test_without_data_it_trains_on_the_digits_and_prints_one_table(trained):
         "training time",
         "training speed",
         "parameters",
+        "peak of activations",
+        "largest drift",
     ):
         assert out.count(f"│ {name}") == 1
     assert re.search(
-        r"inversion error ε │ \d\.\d\de-0[5678] \(median \d\.\d\de-0[5678], maximum \d\.\d\de-0[5678]\)", out
+        r"inversion error ε +│ \d\.\d\de-0[5678] \(median \d\.\d\de-0[5678], maximum \d\.\d\de-0[5678]\)", out
     )
     assert "484,738" in out
+    assert re.search(r"peak of activations │ \d+\.\d MiB \(reconstruct\)", out)
+    assert re.search(r"largest drift       │ \d\.\de-0\d", out)
     assert len(list((folder / "runs/data/digits").rglob("*.png"))) == 1797
 
 

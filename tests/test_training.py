@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
+import invertible as inv
 import zoo
 from zoo import plots, training
 from zoo.digits import write_digits
@@ -24,7 +25,7 @@ from zoo.evaluation import evaluate
 from zoo.inversion import InversionError, relative_errors
 from zoo.progress import Reporter
 from zoo.recipes import RECIPES, Recipe
-from zoo.run import Run
+from zoo.run import BACKPROP, Run
 from zoo.training import TIMING, Interrupted, Trainer, learning_rate
 
 
@@ -316,6 +317,35 @@ def test_damaged_runs_are_refused_in_one_line(digits, tmp_path):
         Trainer.resume(tmp_path)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(digits, tmp_path):
-    with pytest.raises(InputError, match="the loss is nan at step 5; try a lower --lr"):
-        fit(Trainer(Run(dataclasses.replace(SHORT, lr=1e18, warmup_epochs=0), digits), tmp_path))
+@pytest.mark.parametrize(
+    ("backprop", "words"),
+    [("store", "the loss is nan at step 5"), ("reconstruct", "activations are not finite at step 2")],
+)
+def test_a_loss_that_is_not_finite_ends_the_run(backprop, words, digits, tmp_path):
+    run = Run(dataclasses.replace(SHORT, lr=1e18, warmup_epochs=0), digits, backprop=backprop)
+    with pytest.raises(InputError, match=f"{words}; try a lower --lr"):
+        fit(Trainer(run, tmp_path))
+
+
+def test_a_reconstruction_that_drifts_ends_the_run_which_can_go_on_otherwise(digits, tmp_path, monkeypatch):
+    strict = inv.Reconstruct(drift_warn=0, drift_error=0)
+    monkeypatch.setitem(BACKPROP, "reconstruct", strict)
+    with pytest.raises(InputError, match=r"the reconstruction is off by \de-\d+ at step 1, .* --backprop recompute"):
+        fit(Trainer(Run(SHORT, digits), tmp_path))
+    trainer = fit(Trainer.resume(tmp_path, backprop="recompute"))
+    assert trainer.step == trainer.total
+    assert trainer.drift is None
+
+
+def test_what_is_kept_decides_the_memory_and_nothing_else(digits, tmp_path):
+    trainers = {
+        name: fit(Trainer(Run(dataclasses.replace(SHORT, epochs=1), digits, backprop=name), tmp_path / name))
+        for name in BACKPROP
+    }
+    assert trainers["store"].peak > 1.5 * trainers["reconstruct"].peak
+    assert 0 < trainers["reconstruct"].drift < 1e-3
+    losses = [trainer.rows[0]["train_loss"] for trainer in trainers.values()]
+    assert losses[1] == losses[0]
+    assert abs(losses[2] - losses[0]) < 0.1
+    with pytest.raises(ValueError, match="backprop must be one of store, recompute, reconstruct, got 'all'"):
+        Run(SHORT, digits, backprop="all")

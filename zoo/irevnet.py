@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from invertible import Coupling, InvertibleModule, Merge, PadSplit, PixelUnshuffle, Sequential, Split
+from invertible.backprop import Strategy
 from zoo.registry import register
 
 __all__ = ["Bottleneck", "IRevNet", "irevnet_a", "irevnet_b", "irevnet_small"]
@@ -84,6 +85,9 @@ class IRevNet(nn.Module):
         ValueError: if the input has another shape, is one image of ``size_divisor`` pixels in training mode, or
             ``inverse`` is given logits.
 
+    The network's ``backprop`` decides what training keeps: ``net.backprop = Reconstruct()`` makes memory independent
+    of the depth of the body.
+
     Example:
         >>> net = irevnet_small(num_classes=10).eval()
         >>> image = torch.rand(2, 3, 32, 32)
@@ -131,6 +135,20 @@ class IRevNet(nn.Module):
             nn.Flatten(),
             nn.Linear(self.feature_channels, num_classes),
         )
+
+    @property
+    def backprop(self) -> Strategy | None:
+        """What the body keeps for its gradients: :class:`~invertible.Store` if ``None``. Keys and values stay."""
+        return self.body.backprop
+
+    @backprop.setter
+    def backprop(self, strategy: Strategy | None) -> None:
+        self.body.backprop = strategy
+
+    @property
+    def drift(self) -> float | None:
+        """How far off the reconstructed image was in the last backward pass; see :class:`~invertible.Reconstruct`."""
+        return self.body.drift
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits."""

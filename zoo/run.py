@@ -11,12 +11,17 @@ from typing import Any
 
 import torch
 
+from invertible import Recompute, Reconstruct, Store
 from zoo.errors import InputError, reason
 from zoo.recipes import Recipe
 
-__all__ = ["Run", "load_checkpoint", "readable", "write"]
+__all__ = ["BACKPROP", "Run", "load_checkpoint", "readable", "write"]
 
-CHECKPOINT = ("net", "optimizer", "step", "rows", "classes", "images", "sums", "seconds")
+CHECKPOINT = ("net", "optimizer", "step", "rows", "classes", "images", "sums", "seconds", "drift", "peak")
+
+
+BACKPROP = {"store": Store(), "recompute": Recompute(), "reconstruct": Reconstruct()}
+"""What may be kept for the gradients, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +34,12 @@ class Run:
     seed: int = 0
     device: str = "cpu"
     workers: int = 0
+    backprop: str = "reconstruct"
+    """What is kept for the gradients: a name in ``BACKPROP``."""
+
+    def __post_init__(self) -> None:
+        if self.backprop not in BACKPROP:
+            raise ValueError(f"backprop must be one of {', '.join(BACKPROP)}, got {self.backprop!r}")
 
     def save(self, path: Path) -> None:
         """Writes the configuration as JSON, with the data's whole path, so that the run goes on from anywhere."""

@@ -16,6 +16,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from invertible import DriftError
+from invertible.testing import measure_memory
 from zoo import plots, registry
 from zoo.data import ImageTree, StepSampler, evaluation_transform, loader, training_transform
 from zoo.digits import write_digits
@@ -25,7 +27,7 @@ from zoo.inversion import InversionError, relative_errors
 from zoo.irevnet import IRevNet
 from zoo.progress import Reporter
 from zoo.recipes import Recipe
-from zoo.run import Run, load_checkpoint, readable, write
+from zoo.run import BACKPROP, Run, load_checkpoint, readable, write
 
 __all__ = [
     "TIMING",
@@ -46,7 +48,7 @@ DIGITS = Path("runs/data/digits")
 
 
 class DivergedError(InputError):
-    """The loss is no longer finite."""
+    """The loss is no longer finite, or the gradients are wrong."""
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the user asked for it)
@@ -111,6 +113,11 @@ class Trainer:
         self.epochs = math.ceil(self.total / self.per_epoch)
         self.step = 0
         self.rows: list[dict[str, Any]] = []
+        if isinstance(net, IRevNet):
+            net.backprop = BACKPROP[run.backprop]
+        self.peak: int | None = None
+        """The most bytes of activations in a training step, once one was measured."""
+        self._drift: float | None = None  # the largest of the epoch
         self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # of the epoch: loss, hits
         self._seconds = 0.0  # of the epoch
 
@@ -131,6 +138,7 @@ class Trainer:
             trainer.optimizer.load_state_dict(state["optimizer"])
             trainer.step, trainer.rows = state["step"], state["rows"]
             trainer._sums, trainer._seconds = state["sums"].to(trainer.device), state["seconds"]
+            trainer._drift, trainer.peak = state["drift"], state["peak"]
         return trainer
 
     def fit(self, reporter: Reporter) -> None:
@@ -203,6 +211,8 @@ class Trainer:
             "images": len(self.training),
             "sums": self._sums.cpu(),
             "seconds": self._seconds,
+            "drift": self._drift,
+            "peak": self.peak,
         }
         partial = self.folder / "checkpoint.pt.tmp"
         torch.save(state, partial)
@@ -216,6 +226,11 @@ class Trainer:
     def seconds(self) -> float:
         """Seconds of training so far, evaluation apart."""
         return sum(row["seconds"] for row in self.rows) + self._seconds
+
+    @property
+    def drift(self) -> float | None:
+        """The largest relative error of a reconstructed image, over all steps; ``None`` if none was reconstructed."""
+        return max((row["drift"] for row in self.rows if row["drift"] is not None), default=self._drift)
 
     @property
     def images_per_second(self) -> float:
@@ -246,10 +261,7 @@ class Trainer:
             images, labels = next(batches)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, self.step, total=self.total, per_epoch=self.per_epoch)
-            logits = self.net(images)
-            loss = cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-            self.optimizer.zero_grad()
-            loss.backward()
+            logits, loss = self._gradients(images, labels)
             self.optimizer.step()
             with torch.no_grad():
                 hits = (logits.argmax(1) == labels).sum()
@@ -264,6 +276,36 @@ class Trainer:
                 epoch = f"epoch {len(self.rows) + 1}/{self.epochs}"
                 reporter.step(self.step, epoch=epoch, loss=mean, top1=100 * top1, speed=seen / self._seconds)
 
+    def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Sets the gradients of a batch and returns its logits and loss. The first time it counts bytes."""
+
+        def step() -> tuple[Tensor, Tensor]:
+            logits = self.net(images)
+            loss = cross_entropy(logits, labels, label_smoothing=self.run.recipe.label_smoothing)
+            loss.backward()
+            return logits, loss
+
+        try:
+            if self.peak is None:  # in later sessions it is known
+                for parameter in self.net.parameters():
+                    parameter.grad = torch.zeros_like(parameter)  # no activation: not to be counted
+                result, memory = measure_memory(step, self.device)
+                self.peak = memory.peak
+            else:
+                self.optimizer.zero_grad()
+                result = step()
+        except DriftError as error:
+            if not math.isfinite(error.drift):
+                raise DivergedError(
+                    f"the activations are not finite at step {self.step + 1}; try a lower --lr"
+                ) from None
+            off = f"the reconstruction is off by {error.drift:.0e} at step {self.step + 1}"
+            raise DivergedError(f"{off}, so that the gradients are wrong; go on with --backprop recompute") from None
+        drift = self.net.drift if isinstance(self.net, IRevNet) else None
+        if drift is not None:
+            self._drift = max(self._drift or 0.0, drift)
+        return result
+
     def _close_epoch(self, result: Evaluation, end: int, reporter: Reporter) -> None:
         seen = (end - len(self.rows) * self.per_epoch) * self.run.recipe.batch_size
         loss, top1 = (self._sums / seen).tolist()
@@ -276,12 +318,14 @@ class Trainer:
             "loss": result.loss,
             "top1": result.top1,
             "top5": result.top5,
+            "drift": self._drift,
             "seconds": self._seconds,
             "images_per_second": seen / self._seconds if self._seconds else 0.0,
         }
         self.rows.append(row)
         self._sums.zero_()
         self._seconds = 0.0
+        self._drift = None
         reporter.epoch(row, self.epochs)
 
 

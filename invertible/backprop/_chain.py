@@ -15,9 +15,9 @@ from invertible.module import Exactness, InvertibleModule
 
 from ._drift import Probes, report
 from ._node import Cell, Node, Seed, Step, form_of, rebuilt
-from ._replay import Replay
+from ._replay import Replay, Survey
 from ._rules import opposite, rule_of
-from ._torch import parameters_of, parts_of, tape_serves
+from ._torch import tape_serves
 from .strategies import Recompute, Reconstruct, Store, Strategy
 
 __all__ = ["Chain", "run", "running_chain"]
@@ -111,12 +111,11 @@ class Chain:
         tensors: list[Any] = list(leaves(value))
         given: list[Any] = list(leaves(condition))
         conditions: list[Tensor] = [t for t in given if isinstance(t, Tensor)]
-        parts = parts_of(layers)
-        parameters = parameters_of(parts)
-        if not all(isinstance(t, Tensor) for t in tensors) or any(is_lazy(p) for p in parameters):
+        survey = Survey(layers)
+        if not all(isinstance(t, Tensor) for t in tensors) or any(is_lazy(p) for p in survey.held):
             with running(None):  # the layer's own error, or its very first run: plain autograd is right for it
                 return call(value, condition)
-        trained = [p for p in parameters if p.requires_grad]
+        trained = [p for p in survey.held if p.requires_grad]
         links = [self._take(t) for t in tensors]
         first = layers[0]
         free = len(layers) == 1 and first.isometric and (first.bijective or method.startswith("forward"))
@@ -129,14 +128,13 @@ class Chain:
             return result
         step = Step(
             layers=layers,
-            parts=parts,
             run=call,
             log_det=method.endswith("log_det"),
             value=form_of(value),
             condition=form_of(condition),
             parameters=trained,
             in_cells=[link.cell for link in links],
-            replay=Replay(parts, tensors, moving=buffers_moving(default=method.startswith("forward"))),
+            replay=Replay(survey, tensors, moving=buffers_moving(default=method.startswith("forward"))),
         )
         if free:
             step.adjoint = opposite(first, method)

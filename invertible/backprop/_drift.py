@@ -1,5 +1,6 @@
 """How far reconstructed inputs are off: probes, and the verdict at the end of a backward pass."""
 
+import math
 import threading
 import warnings
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,9 @@ class DriftWarning(UserWarning):
 
 class DriftError(ArithmeticError):
     """Reconstructed inputs are off by more than ``drift_error``: the gradients of this step are wrong."""
+
+    drift: float = math.nan
+    """How far off they are, relatively."""
 
 
 class Probes:
@@ -88,7 +92,7 @@ class _Figures:
     def judge(self) -> None:
         """Reads the figures; warns or raises."""
         figures: list[float] = torch.stack(_together(self.values)).tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        worst = next((f for f in figures if f != f), max(figures))
+        worst = next((f for f in figures if math.isnan(f)), max(figures))
         self.net.__dict__["_drift"] = Drift(worst, self.strategy.drift_error)
         if worst <= self.strategy.drift_warn:
             return
@@ -105,10 +109,18 @@ class _Figures:
             )
             return
         locate = "" if self.strategy.locate else " Reconstruct(locate=True) names the layer."
-        raise DriftError(
-            f"{who}, above drift_error={self.strategy.drift_error:g}, so that the gradients of this step are "
-            f"wrong.{where} Keep more: Reconstruct(anchor_every=10), Recompute() or Store().{locate}"
-        )
+        if math.isfinite(worst):
+            error = DriftError(
+                f"{who}, above drift_error={self.strategy.drift_error:g}, so that the gradients of this step are "
+                f"wrong.{where} Keep more: Reconstruct(anchor_every=10), Recompute() or Store().{locate}"
+            )
+        else:
+            error = DriftError(
+                f"{type(self.net).__name__}: the reconstructed inputs are not finite: a value between the layers is "
+                f"infinite or no number.{where}{locate}"
+            )
+        error.drift = worst
+        raise error
 
     def _place(self, index: int) -> str:
         layer, position = self.layers[index]

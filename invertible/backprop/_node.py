@@ -14,7 +14,7 @@ from invertible._value import describe, leaves
 
 from ._drift import Probes, during_backward
 from ._replay import Replay
-from ._torch import hooks_of, parameters_of
+from ._torch import hooks_of
 
 __all__ = ["Cell", "Node", "Rule", "Seed", "Step", "form_of", "leaf", "rebuilt"]
 
@@ -23,7 +23,7 @@ _TENSOR = object()
 
 
 class Cell:
-    """One tensor between two layers: empty in forward; in backward the layer behind fills it, and the one before takes.
+    """One tensor between two layers: in backward the layer behind fills it for the one before.
 
     It holds detached tensors only: one with a graph would hold the cell itself, through its node.
     """
@@ -44,18 +44,18 @@ class Cell:
         """Holds the true tensor from now on: no layer behind will reconstruct it."""
         self._tensor, self._kept, self._version = tensor.detach(), True, tensor._version
 
-    def take(self, name: str) -> Tensor:
+    def take(self, maker: "Step") -> Tensor:
         """Returns the tensor and, if it was reconstructed, forgets it."""
         tensor = self._tensor
         if tensor is None:
             raise RuntimeError(
-                f"{name}: its output can't be reconstructed, because the loss depends on a value inside the network "
-                "and not on the network's output. Use the output too, or Store()."
+                f"{maker.name}: its output can't be reconstructed, because the loss depends on a value inside the "
+                "network and not on the network's output. Use the output too, or Store()."
             )
         if not self._kept:
             self._tensor = None
         elif tensor._version != self._version:
-            raise RuntimeError(f"{name}: its output was changed in place between forward and backward.")
+            raise RuntimeError(f"{maker.name}: its output was changed in place between forward and backward.")
         return tensor
 
     def clear(self) -> None:
@@ -106,8 +106,6 @@ class Step:
     """One run of one layer, or of a segment: what its backward needs, without any activation."""
 
     layers: Sequence[nn.Module]
-    parts: Sequence[nn.Module]
-    """The layers and all modules in them."""
     run: Call
     """The layer's method, of value and condition."""
     log_det: bool
@@ -116,7 +114,7 @@ class Step:
     """The form of the input."""
     condition: Any
     """The form of the condition."""
-    parameters: Sequence[Tensor]
+    parameters: Sequence[nn.Parameter]
     """Those that are trained."""
     in_cells: Sequence[Cell | None]
     """Where the layers before await each input in backward."""
@@ -172,7 +170,7 @@ class Step:
                 result = self.run(value, condition)
             tensors, cotangents = self.accept(result), grads
         else:
-            output = rebuilt(self.output, (cell.take(self.name) for cell in self.out_cells))
+            output = rebuilt(self.output, (cell.take(self) for cell in self.out_cells))
             with self._trained_as_then():
                 value, tensors, cotangents = self.rule(
                     self, output, grad_value, grads[-1] if self.log_det else None, condition
@@ -186,7 +184,7 @@ class Step:
     def _move_back(self, adjoint: Call, grads: Sequence[Tensor | None], condition: Any) -> list[Tensor]:
         with self.replay.again():
             if any(cell is not None for cell in self.in_cells):
-                output = rebuilt(self.output, (cell.take(self.name) for cell in self.out_cells))
+                output = rebuilt(self.output, (cell.take(self) for cell in self.out_cells))
                 self._hand_on(list(leaves(adjoint(output, condition))))
             filled = [_zeros(*shape) if g is None else g for g, shape in zip(grads, self.shapes, strict=False)]
             return list(leaves(adjoint(rebuilt(self.output, iter(filled)), condition)))
@@ -204,23 +202,41 @@ class Step:
         sources: Sequence[Tensor],
         needs: Sequence[bool],
     ) -> list[Tensor | None]:
-        pairs = [
-            (t, c.to(t.dtype)) for t, c in zip(tensors, cotangents, strict=True) if c is not None and t.requires_grad
-        ]
+        # A source that is itself among the tensors gets its cotangent as it is; autograd has the rest.
+        direct: dict[int, Tensor] = {}
+        own = {id(source) for source in sources}
+        outputs: list[Tensor] = []
+        grads: list[Tensor] = []
+        for tensor, cotangent in zip(tensors, cotangents, strict=True):
+            if cotangent is None or not tensor.requires_grad:
+                continue
+            cotangent = cotangent.to(tensor.dtype)
+            if id(tensor) in own:
+                before = direct.get(id(tensor))
+                direct[id(tensor)] = cotangent if before is None else before + cotangent
+            else:
+                outputs.append(tensor)
+                grads.append(cotangent)
         wanted = [source for source, need in zip(sources, needs, strict=True) if need]
-        if not pairs or not wanted:
-            return [None for _ in needs]
-        self._refuse_strangers([t for t, _ in pairs], sources)
-        with self._trained_as_then(), _without_hooks(self.parameters):
-            found = iter(torch.autograd.grad([t for t, _ in pairs], wanted, [c for _, c in pairs], allow_unused=True))
-        return [next(found) if need else None for need in needs]
+        found: Iterator[Tensor | None] = iter([None] * len(wanted))
+        if outputs and wanted:
+            self._refuse_strangers(outputs, sources)
+            with self._trained_as_then(), _without_hooks(self.parameters):
+                found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
+        return [
+            _sum(next(found), direct.get(id(source))) if need else None
+            for source, need in zip(sources, needs, strict=True)
+        ]
 
     def _refuse_changed_parameters(self) -> None:
-        if not {id(p) for p in self.parameters} <= {id(p) for p in parameters_of(self.parts)}:
-            raise RuntimeError(
-                f"{self.name}: its parameters are no longer those of the forward pass (torch.func.functional_call?), "
-                "so that the layer cannot be run again. Use Store() here."
-            )
+        held = self.replay.survey.held
+        for parameter in self.parameters:
+            where, key = held[parameter]
+            if where.get(key) is not parameter:
+                raise RuntimeError(
+                    f"{self.name}: its parameters are no longer those of the forward pass (functional_call?), so that "
+                    "the layer cannot be run again. Use Store() here."
+                )
         if self._versions != [p._version for p in self.parameters]:
             raise RuntimeError(
                 f"{self.name}: a parameter was changed in place between forward and backward, by an optimizer's step? "
@@ -234,7 +250,7 @@ class Step:
         """
         if self.layers[0] in _examined:
             return
-        known = {id(t) for t in (*sources, *parameters_of(self.parts))}
+        known = {id(t) for t in (*sources, *self.replay.survey.held)}
         todo: list[Any] = [t.grad_fn for t in tensors if t.grad_fn is not None]
         seen = set(todo)
         while todo:
@@ -265,6 +281,10 @@ class Step:
                 p.requires_grad_(not p.requires_grad)
 
 
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
 class Node(torch.autograd.Function):
     """A step in autograd's graph. Its inputs: those of the layer, the condition, the parameters."""
 
@@ -274,8 +294,8 @@ class Node(torch.autograd.Function):
         given = tensors[: len(tensors) - len(step.parameters)]
         inputs, conditions = given[: len(step.in_cells)], given[len(step.in_cells) :]
         versions = [t._version for t in given]
-        with step.replay.recorded():
-            result = step.run(rebuilt(step.value, iter(inputs)), rebuilt(step.condition, iter(conditions)))
+        value, condition = rebuilt(step.value, iter(inputs)), rebuilt(step.condition, iter(conditions))
+        result = step.replay.record(lambda: step.run(value, condition))
         if versions != [t._version for t in given]:
             raise ValueError(f"{step.name}: a layer must not write to its input, but it did, and the input is lost.")
         outputs = step.accept(result)

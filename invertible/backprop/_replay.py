@@ -1,8 +1,9 @@
 """Runs a layer again as it ran: its modes, autocast, random numbers and buffers, whatever has changed since."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 
 from invertible import _check
 from invertible._buffers import replaced_buffers, said_of_buffers, say_of_buffers
-from invertible._running import running
+from invertible._running import engine, running
 
-from ._torch import buffers_of
+from ._torch import buffers_of, children_of, parameters_of
 
-__all__ = ["Replay", "is_replaying"]
+__all__ = ["Replay", "Survey", "is_replaying"]
 
 _NORM: type[nn.Module] = nn.modules.batchnorm._NormBase  # pyright: ignore[reportPrivateUsage]
 
@@ -34,22 +35,56 @@ def is_replaying() -> bool:
     return _replaying.get()
 
 
+class Survey:
+    """All that is found in some layers in one walk through their modules, which is done once per run."""
+
+    __slots__ = ("held", "modes", "norms", "others")
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        self.modes: list[tuple[nn.Module, bool]] = []
+        """Every module, and whether it is in training."""
+        self.held: dict[nn.Parameter, tuple[dict[str, Any], str]] = {}
+        """Every parameter, and where it is."""
+        self.norms: list[nn.Module] = []
+        """Norms in training that count statistics but do not read them."""
+        self.others: list[tuple[nn.Module, str, Tensor]] = []
+        """All other buffers: a run may depend on their values."""
+        seen: set[nn.Module] = set()
+        todo = list(layers)
+        while todo:
+            part = todo.pop()
+            if part in seen:
+                continue
+            seen.add(part)
+            todo += [child for child in children_of(part).values() if child is not None]
+            self.modes.append((part, part.training))
+            own = parameters_of(part)
+            for key, parameter in own.items():
+                if parameter is not None:
+                    self.held[parameter] = (own, key)
+            buffers = buffers_of(part)
+            if buffers:
+                if part.training and _counts_only(part):
+                    self.norms.append(part)
+                else:
+                    self.others += [(part, key, buffer) for key, buffer in buffers.items() if buffer is not None]
+
+
 class Replay:
     """What a run depends on apart from its arguments and parameters: taken before it, set again for each replay.
 
-    ``with recorded()`` is around the run; ``with again()`` around a replay.
+    ``begin`` and ``end`` are around the run; ``with again()`` is around a replay.
     """
 
-    def __init__(self, parts: Sequence[nn.Module], inputs: Sequence[Tensor], *, moving: bool = True) -> None:
-        self.modes = [(part, part.training) for part in parts]
+    __slots__ = ("autocast", "devices", "entry", "kinds", "may_write", "moving", "random", "read", "survey")
+
+    def __init__(self, survey: Survey, inputs: Sequence[Tensor], *, moving: bool = True) -> None:
+        self.survey = survey
         self.may_write = moving
-        self.autocast = [
-            (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-            for device in sorted({"cpu", *(t.device.type for t in inputs)})
-            if torch.amp.is_autocast_available(device)
-        ]
+        self.devices = list({t.device for t in inputs if t.device.type in {"cuda", "xpu"}})
+        self.kinds = ["cpu", *{d.type for d in self.devices}]
+        self.autocast = {kind: torch.get_autocast_dtype(kind) for kind in self.kinds if torch.is_autocast_enabled(kind)}
         self.moving = said_of_buffers()
-        self.devices = sorted({t.device for t in inputs if t.device.type in {"cuda", "xpu"}}, key=str)
         self.random: list[tuple[torch.device, Tensor]] = []  # the states before the run, if it drew random numbers
         self.entry: list[tuple[nn.Module, str, Tensor]] = []  # buffers that the run wrote, as they were before it
         self.read: list[tuple[nn.Module, str, Tensor, int]] = []  # those that it did not write, with their versions
@@ -59,15 +94,18 @@ class Replay:
         """Whether the run moved the random stream."""
         return bool(self.random)
 
-    @contextmanager
-    def recorded(self) -> Generator[None]:
-        """Around the run that is to be replayed."""
-        before = [(part, key, buffer, buffer._version, buffer.clone()) for part, key, buffer in self._others()]
+    def record(self, run: Callable[[], Any]) -> Any:
+        """Returns ``run()``, the run that is to be replayed."""
+        before = [(part, key, buffer, buffer._version, buffer.clone()) for part, key, buffer in self.survey.others]
         random = self._random_state()
-        with running(None), self._autocast(again=False):
-            yield
-        moved = zip(random, self._random_state(), strict=True)
-        if any(not torch.equal(a, b) for (_, a), (_, b) in moved):
+        with running(None):
+            if self.autocast:
+                with ExitStack() as stack:
+                    self._enter_autocast(stack)
+                    result = run()
+            else:
+                result = run()
+        if any(not torch.equal(a, b) for (_, a), (_, b) in zip(random, self._random_state(), strict=True)):
             self.random = random
         for part, key, buffer, version, copy in before:
             same = buffers_of(part).get(key) is buffer and buffer._version == version
@@ -75,6 +113,7 @@ class Replay:
                 self.entry.append((part, key, copy))
             else:
                 self.read.append((part, key, buffer, version))
+        return result
 
     @contextmanager
     def again(self) -> Generator[None]:
@@ -82,31 +121,25 @@ class Replay:
         self._refuse_changed_buffers()
         token = _replaying.set(True)
         try:
-            with ExitStack() as stack:
-                for part, mode in self.modes:
+            with ExitStack() as stack:  # of what differs from now: a context that changes nothing costs time, too
+                for part, mode in self.survey.modes:
                     if part.training != mode:
                         stack.callback(setattr, part, "training", part.training)
                         part.training = mode
-                stack.enter_context(running(None))
-                stack.enter_context(say_of_buffers(self.moving))
-                stack.enter_context(replaced_buffers([(p, k, b.clone()) for p, k, b in self.entry]))
-                stack.enter_context(_uncounted([part for part, mode in self.modes if mode and _counts_only(part)]))
-                stack.enter_context(self._autocast(again=True))
+                if engine() is not None:
+                    stack.enter_context(running(None))
+                if said_of_buffers() != self.moving:
+                    stack.enter_context(say_of_buffers(self.moving))
+                if self.entry:
+                    stack.enter_context(replaced_buffers([(p, k, b.clone()) for p, k, b in self.entry]))
+                if self.survey.norms:
+                    stack.enter_context(_uncounted(self.survey.norms))
+                self._enter_autocast(stack)
                 if self.random:
                     stack.enter_context(self._random())
                 yield
         finally:
             _replaying.reset(token)
-
-    def _others(self) -> list[tuple[nn.Module, str, Tensor]]:
-        """The buffers whose values a run may depend on: all but the statistics of norms that are in training."""
-        return [
-            (part, key, buffer)
-            for part, mode in self.modes
-            if buffers_of(part) and not (mode and _counts_only(part))
-            for key, buffer in buffers_of(part).items()
-            if buffer is not None
-        ]
 
     def _refuse_changed_buffers(self) -> None:
         for part, key, buffer, version in self.read:
@@ -116,14 +149,12 @@ class Replay:
                     "it did cannot be done again. Call backward first, or use Store()."
                 )
 
-    @contextmanager
-    def _autocast(self, *, again: bool) -> Generator[None]:
+    def _enter_autocast(self, stack: ExitStack) -> None:
         # Without autocast's cache: a weight cast here, without a graph, must not be reused where there is one.
-        with ExitStack() as stack:
-            for device, enabled, dtype in self.autocast:
-                if enabled or (again and torch.is_autocast_enabled(device)):
-                    stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False))
-            yield
+        for kind in self.kinds:
+            if kind in self.autocast or torch.is_autocast_enabled(kind):
+                on, dtype = kind in self.autocast, self.autocast.get(kind)
+                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=on, cache_enabled=False))
 
     @contextmanager
     def _random(self) -> Generator[None]:

@@ -3,7 +3,7 @@
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportPrivateImportUsage=false
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ __all__ = [
     "at_end_of_backward",
     "backward_number",
     "buffers_of",
+    "children_of",
     "hooks_of",
     "parameters_of",
-    "parts_of",
     "tape_serves",
 ]
 
@@ -46,25 +46,18 @@ def tape_serves() -> bool:
     )
 
 
-def parts_of(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """The modules and all inside, each once; several times faster than ``modules()``, which is called per step."""
-    found: dict[nn.Module, None] = {}
-    todo = list(modules)
-    while todo:
-        part = todo.pop()
-        if part not in found:
-            found[part] = None
-            todo += [child for child in part._modules.values() if child is not None]
-    return list(found)
+def children_of(part: nn.Module) -> dict[str, nn.Module | None]:
+    """The modules directly in this one: the dictionary that it uses, not a copy."""
+    return part._modules
 
 
-def parameters_of(parts: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """The parameters of these modules themselves, each once."""
-    return list(dict.fromkeys(p for part in parts for p in part._parameters.values() if p is not None))
+def parameters_of(part: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The parameters of this module itself: the dictionary that it uses."""
+    return part._parameters
 
 
 def buffers_of(part: nn.Module) -> dict[str, Tensor | None]:
-    """The buffers of this module itself: the dictionary that it uses, not a copy."""
+    """The buffers of this module itself: the dictionary that it uses."""
     return part._buffers
 
 

@@ -14,9 +14,8 @@ from invertible._running import running
 from invertible._value import Value, leaves, map_value
 from invertible.backprop import Recompute, Reconstruct, Store, Strategy
 from invertible.backprop._chain import Chain
-from invertible.backprop._replay import Replay
+from invertible.backprop._replay import Replay, Survey
 from invertible.backprop._rules import opposite
-from invertible.backprop._torch import parts_of
 from invertible.coupling import Coupling
 from invertible.sequential import Sequential
 
@@ -256,9 +255,8 @@ class _Recorder(Chain):
         self.runs: list[tuple[Any, str, Any, Any, Any, Replay]] = []
 
     def step(self, layer: Any, method: str, function: Any, value: Any, condition: Any) -> Any:
-        replay = Replay(parts_of([layer]), list(leaves(value)))
-        with replay.recorded():
-            result = function(layer, value, condition=condition)
+        replay = Replay(Survey([layer]), list(leaves(value)))
+        result = replay.record(lambda: function(layer, value, condition=condition))
         self.runs.append((layer, method, value, condition, result, replay))
         return result
 
@@ -290,11 +288,11 @@ def _why(layer: Any, method: str, value: Any, condition: Any, result: Any, repla
 
     with torch.no_grad():
         with replay.again():
-            again = getattr(type(layer), method)(layer, value, condition=condition)
+            again = getattr(cast("Any", type(layer)), method)(layer, value, condition=condition)
         error, _ = _largest_error(listed(result), listed(again))
         if error > 1e-3 * limit:
             return f"run again on the same input it returns something else, off by {error:.0e}"
-        output = result[0] if method.endswith("log_det") else result
+        output: Any = result[0] if method.endswith("log_det") else result
         if layer.bijective:
             with replay.again():
                 back = opposite(layer, method)(output, condition)
