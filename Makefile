@@ -56,6 +56,7 @@ docs: .venv/.ready ## the site, into docs/_build/html
 
 bench: .venv/.ready-bench ## the measurements of the docs, written to runs/benchmarks
 	@$(BIN)/python -m benchmarks.roundtrip
+	@$(BIN)/python -m benchmarks.backprop
 
 clean: ## remove what the targets made, except the environments
 	@rm -rf build dist docs/_build docs/generated runs .hypothesis .pytest_cache .ruff_cache

@@ -1,6 +1,7 @@
 """Deep networks that run backwards: composable invertible layers for PyTorch."""
 
-from .backprop import DriftError, DriftWarning, Recompute, Reconstruct, Store
+from .backprop._drift import DriftError, DriftWarning
+from .backprop.strategies import Recompute, Reconstruct, Store
 from .coupling import Additive, Coupling, CouplingTransform
 from .identity import Identity
 from .inverse import Inverse

@@ -30,18 +30,22 @@ class Sequential(InvertibleModule[Any, Any]):
     or, given a mapping, names. A slice shares the layers and keeps their keys, so its ``state_dict`` is a part of
     the whole's. ``reversed(net)`` iterates the layers backwards; the swapped map is ``Inverse(net)``.
 
+    ``backprop`` decides what is kept for the gradients of all layers inside, whatever containers they are in.
+
     The weakest layer decides the properties. Log-determinants add up, except that after an injective layer only
     isometric ones may follow: :math:`\det J^\top J` of a product is no product otherwise.
 
     Args:
         layers: the layers in the order of ``forward``; or one mapping from names to layers.
+        backprop: what is kept for the gradients: :class:`Store`, :class:`Recompute` or :class:`Reconstruct`;
+            ``None`` takes the strategy of the container around, and :class:`Store` if there is none.
 
     Shape:
         - Input: what the first layer takes; any value, if there is none
         - Output: what the last layer returns
 
     Raises:
-        TypeError: if a layer is not an :class:`InvertibleModule`.
+        TypeError: if a layer is not an :class:`InvertibleModule`, or ``backprop`` is no strategy.
         ValueError: from the log-determinants, if a layer that is not isometric follows one that is not bijective.
 
     Example:

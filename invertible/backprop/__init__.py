@@ -1,7 +1,9 @@
-"""Gradients without stored activations: what is kept is a strategy, apart from the map."""
+"""Gradients without stored activations: what is kept is a strategy, apart from the map.
 
-from ._drift import DriftError, DriftWarning
+The strategies themselves, and what they raise, are in :mod:`invertible`.
+"""
+
 from ._replay import is_replaying
-from .strategies import Recompute, Reconstruct, Store, Strategy
+from .strategies import Strategy
 
-__all__ = ["DriftError", "DriftWarning", "Recompute", "Reconstruct", "Store", "Strategy", "is_replaying"]
+__all__ = ["Strategy", "is_replaying"]

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from invertible import _check
 from invertible._running import running
 from invertible._value import Value, leaves, map_value
-from invertible.backprop import Recompute, Reconstruct, Store, Strategy
+from invertible.backprop import Strategy
 from invertible.backprop._chain import Chain
 from invertible.backprop._replay import Replay, Survey
 from invertible.backprop._rules import opposite
+from invertible.backprop.strategies import Recompute, Reconstruct, Store
 from invertible.coupling import Coupling
 from invertible.sequential import Sequential
 
@@ -76,7 +77,7 @@ def check_backprop(
     strategies: Sequence[Strategy] = (Recompute(), Reconstruct()),
     limit: float | None = None,
 ) -> BackpropReport:
-    """Trains copies of a network for one step by each strategy, and refuses what differs from :class:`Store`.
+    """Trains copies of a network for one step by each strategy, and refuses what differs from ``Store``.
 
     The outermost :class:`~invertible.Sequential` containers of the network take the strategy; those inside keep
     their own. Values, gradients of the input, the condition and the parameters, buffers and the random stream are

@@ -45,7 +45,7 @@ def measure_memory(function: Callable[[], Any], device: torch.device | str = "cp
         torch.cuda.synchronize(device)
         kept, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
         return result, Memory(kept - before, peak - before)
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
     with _silence():
         profiler.start()
     try:
