@@ -115,7 +115,9 @@ def outcome(net, x, condition=None, *, method="forward", grad=True, autocast=Non
     with context:
         result = call(x, condition=condition)
         parts = list(leaves(result))
-        loss = sum((t * torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype).view_as(t)).sum() for t in parts)
+        loss = sum(
+            (t * torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype, device=t.device).view_as(t)).sum() for t in parts
+        )
         if inside:
             loss.backward()
     if not inside and loss.requires_grad:  # an empty network has nothing to train

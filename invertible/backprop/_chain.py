@@ -2,9 +2,11 @@
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -31,13 +33,15 @@ def run(net: Layer, strategy: Strategy | None, walk: Callable[[Any], Any], x: An
 
     Without a strategy of its own the network takes that of the chain in which it runs, if any.
     """
+    if torch.compiler.is_compiling():
+        return walk(x)  # the compiler makes one graph of forward and one of backward, and keeps what these need
     outer = running_chain()
     if strategy is None or (outer is not None and outer.strategy == strategy):
         return walk(x)
     if outer is not None:
         x = outer.seal(x)
     if isinstance(strategy, Store) or not tape_serves():
-        with running(None):
+        with running(None) if outer is not None else nullcontext():
             return walk(x)
     chain = Chain(net, strategy)
     with running(chain):

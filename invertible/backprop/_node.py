@@ -248,7 +248,7 @@ class Step:
 
         To walk the graph takes time, so each layer is looked at when its first gradients are made.
         """
-        if self.layers[0] in _examined:
+        if all(layer in _examined for layer in self.layers):
             return
         known = {id(t) for t in (*sources, *self.replay.survey.held)}
         todo: list[Any] = [t.grad_fn for t in tensors if t.grad_fn is not None]
@@ -266,7 +266,7 @@ class Step:
                 if edge[0] is not None and edge[0] not in seen:
                     seen.add(edge[0])
                     todo.append(edge[0])
-        _examined.add(self.layers[0])
+        _examined.update(self.layers)
 
     @contextmanager
     def _trained_as_then(self) -> Generator[None]:

@@ -19,6 +19,8 @@ __all__ = ["Replay", "Survey", "is_replaying"]
 
 _NORM: type[nn.Module] = nn.modules.batchnorm._NormBase  # pyright: ignore[reportPrivateUsage]
 
+_CPU, _META = torch.device("cpu"), torch.device("meta")
+
 _replaying: ContextVar[bool] = ContextVar("invertible_replaying", default=False)
 
 
@@ -81,7 +83,7 @@ class Replay:
     def __init__(self, survey: Survey, inputs: Sequence[Tensor], *, moving: bool = True) -> None:
         self.survey = survey
         self.may_write = moving
-        self.devices = list({t.device for t in inputs if t.device.type in {"cuda", "xpu"}})
+        self.devices = list({t.device for t in inputs} - {_CPU, _META})
         self.kinds = ["cpu", *{d.type for d in self.devices}]
         self.autocast = {kind: torch.get_autocast_dtype(kind) for kind in self.kinds if torch.is_autocast_enabled(kind)}
         self.moving = said_of_buffers()
@@ -166,9 +168,10 @@ class Replay:
             _set_random_state(now)
 
     def _random_state(self) -> list[tuple[torch.device, Tensor]]:
-        states = [(torch.device("cpu"), torch.get_rng_state())]
+        states = [(_CPU, torch.get_rng_state())]
         for device in self.devices:
-            states.append((device, torch.get_device_module(device).get_rng_state(device)))
+            where = () if device.type == "mps" else (device,)  # there is one of these only
+            states.append((device, torch.get_device_module(device).get_rng_state(*where)))
         return states
 
 
@@ -216,4 +219,5 @@ def _set_random_state(states: Sequence[tuple[torch.device, Tensor]]) -> None:
         if device.type == "cpu":
             torch.set_rng_state(state)
         else:
-            torch.get_device_module(device).set_rng_state(state, device)
+            where = () if device.type == "mps" else (device,)
+            torch.get_device_module(device).set_rng_state(state, *where)
