@@ -13,6 +13,7 @@ __all__ = [
     "buffers_stay",
     "in_training",
     "kept_buffers",
+    "one_at_a_time",
     "replaced_buffers",
     "said_of_buffers",
     "say_of_buffers",
@@ -21,7 +22,7 @@ __all__ = [
 # None: nobody has said. Then forward moves buffers and inverse doesn't.
 _moving: ContextVar[bool | None] = ContextVar("invertible_buffers_moving", default=None)
 
-_one_at_a_time = threading.RLock()  # or one thread would take another's copies for the true buffers
+one_at_a_time = threading.RLock()  # or one thread would take another's copies for the true buffers
 
 
 def buffers_moving(*, default: bool) -> bool:
@@ -67,7 +68,7 @@ def kept_buffers(module: nn.Module) -> Generator[None]:
     The module works on copies. The true buffers are not touched, not even their version counters, which autograd
     checks if an earlier forward is still to be differentiated.
     """
-    with _one_at_a_time:
+    with one_at_a_time:
         true = [
             (part, key, buffer)
             for part in module.modules()
@@ -81,7 +82,7 @@ def kept_buffers(module: nn.Module) -> Generator[None]:
 @contextmanager
 def replaced_buffers(others: Sequence[tuple[nn.Module, str, Tensor]]) -> Generator[None]:
     """Lets modules work on other tensors in place of their buffers, and puts the true ones back."""
-    with _one_at_a_time:
+    with one_at_a_time:
         true = [(part, key, getattr(part, key)) for part, key, _ in others]
         try:
             for part, key, other in others:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar, cast
+from weakref import WeakSet
 
 import torch
 
@@ -23,6 +24,9 @@ class Engine(Protocol):
         """Runs ``function(layer, value, condition=condition)``, the layer's ``method``."""
         ...
 
+
+_served: WeakSet[Callable[..., Any]] = WeakSet()
+_walked: WeakSet[Callable[..., Any]] = WeakSet()
 
 _engine: ContextVar[Engine | None] = ContextVar("invertible_engine", default=None)
 
@@ -44,6 +48,8 @@ def running(new: Engine | None) -> Generator[None]:
 
 def served(function: Callable[..., Any]) -> Callable[..., Any]:
     """Hands a layer's method to the engine, if one runs; inside ``__call__``, so that hooks fire around it."""
+    if function in _served or function in _walked:
+        return function
 
     @functools.wraps(function)
     def method(self: Any, *args: Any, **options: Any) -> Any:
@@ -55,15 +61,16 @@ def served(function: Callable[..., Any]) -> Callable[..., Any]:
         with running(None):  # not a container's call: plain autograd is right for it
             return function(self, *args, **options)
 
+    _served.add(method)
     return method
 
 
 def walked(function: Method) -> Method:
     """Marks a container's method: the engine runs the layers inside, not the container as a whole."""
-    function.__dict__["_walked"] = True
+    _walked.add(function)
     return function
 
 
 def walks(layer: Any, method: str) -> bool:
     """Whether this method only calls layers that the engine runs one by one."""
-    return method in METHODS and hasattr(getattr(cast("Any", type(layer)), method), "_walked")
+    return getattr(cast("Any", type(layer)), method) in _walked

@@ -5,7 +5,7 @@ from typing import TypeAlias, Union, cast
 
 from torch import Tensor
 
-__all__ = ["Value", "describe", "is_channels_last", "leaves", "map_value"]
+__all__ = ["Value", "describe", "detached_leaf", "is_channels_last", "leaves", "map_value"]
 
 Value: TypeAlias = Union[Tensor, tuple["Value", ...]]  # noqa: UP007 (an alias that names itself)
 """A tensor, or a (possibly nested) tuple of tensors: the streams of a reversible network."""
@@ -25,6 +25,12 @@ def map_value(function: Callable[[Tensor], Tensor], value: Value) -> Value:
     if isinstance(value, tuple):
         return tuple(map_value(function, part) for part in value)
     return function(value)
+
+
+def detached_leaf(x: Tensor) -> Tensor:
+    """The same values at the start of a graph of their own."""
+    x = x.detach()
+    return x.requires_grad_() if x.is_floating_point() or x.is_complex() else x
 
 
 def describe(value: object) -> str:

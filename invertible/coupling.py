@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import _check
 from ._buffers import buffers_moving, in_training, kept_buffers
-from ._value import Value, describe
+from ._value import Value, describe, detached_leaf
 from .module import Exactness, InvertibleModule, zero_log_det
 
 __all__ = ["Additive", "Coupling", "CouplingTransform"]
@@ -201,23 +201,23 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
         forwards: bool,
     ) -> tuple[Any, Sequence[Tensor], Sequence[Tensor | None]]:
         """The sum itself need not be repeated: its derivatives are 1, or -1 for the function in the inverse."""
-        kept = _leaf(y[0] if forwards else y[1])  # the stream that F reads
+        kept = detached_leaf(y[0] if forwards else y[1])  # the stream that F reads
         other = y[1] if forwards else y[0]
         shift = self._evaluate(kept, other, condition, moving=forwards)
         plain = shift.detach()
         if forwards:
-            base = _leaf(other - plain)
+            base = detached_leaf(other - plain)
             return (base, kept), (kept, base, shift), (*grad, grad[1])
-        base = _leaf(other + plain)
+        base = detached_leaf(other + plain)
         negative = None if grad[0] is None else -grad[0]
         return (kept, base), (base, kept, shift), (*grad, negative)
 
     def _replay_forward(self, y: tuple[Tensor, Tensor], condition: Value | None, *, log_det: bool) -> tuple[Any, Any]:
         with torch.no_grad():
-            x2 = _leaf(self._up(y[0], condition))
+            x2 = detached_leaf(self._up(y[0], condition))
         parameters = self._evaluate(x2, y[1], condition, moving=True)
         with torch.no_grad():
-            x1 = _leaf(self._up(self.transform.inverse(y[1], parameters), condition))
+            x1 = detached_leaf(self._up(self.transform.inverse(y[1], parameters), condition))
         if not log_det:
             return (x1, x2), [self._down(x2, condition), self.transform(self._down(x1, condition), parameters)]
         (y1, log_det_2), (base, log_det_1) = (self._down_and_log_det(x, condition) for x in (x2, x1))
@@ -226,11 +226,11 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
 
     def _replay_inverse(self, x: tuple[Tensor, Tensor], condition: Value | None, *, log_det: bool) -> tuple[Any, Any]:
         with torch.no_grad():
-            y1, base = _leaf(self._down(x[1], condition)), self._down(x[0], condition)
+            y1, base = detached_leaf(self._down(x[1], condition)), self._down(x[0], condition)
         x2, log_det_2 = self._up_and_log_det(y1, condition) if log_det else (self._up(y1, condition), None)
         parameters = self._evaluate(x2, base, condition, moving=False)
         with torch.no_grad():
-            y2 = _leaf(self.transform(base, parameters))
+            y2 = detached_leaf(self.transform(base, parameters))
         if log_det_2 is None:
             return (y1, y2), [self._up(self.transform.inverse(y2, parameters), condition), x2]
         back, log_det_x = self.transform.inverse_and_log_det(y2, parameters)
@@ -304,11 +304,6 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
             rule = f"the function's output must be on the stream's device {base.device}"
             return ValueError(f"{_check.name(self)}: {rule}, got {parameters.device}.")
         return None
-
-
-def _leaf(x: Tensor) -> Tensor:
-    """The same values at the start of a graph of their own."""
-    return x.detach().requires_grad_()
 
 
 def _version(x: Tensor) -> int | None:

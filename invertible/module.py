@@ -59,9 +59,9 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        for method in METHODS:
-            function = vars(cls).get(method)
-            if function is not None and not hasattr(function, "_walked"):
+        for method in METHODS:  # through the MRO: a mixin that is no InvertibleModule may define it
+            function = getattr(cls, method)
+            if served(function) is not function:
                 setattr(cls, method, served(function))
 
     @property

@@ -60,7 +60,6 @@ class Sequential(InvertibleModule[Any, Any]):
     def __init__(self, *layers: Layer | Mapping[str, Layer], backprop: Strategy | None = None) -> None:
         super().__init__()
         self.backprop = backprop
-        self._drift: Drift | None = None  # of the last backward pass
         if len(layers) == 1 and isinstance(layers[0], Mapping):
             named = dict(layers[0])
         else:
@@ -109,6 +108,7 @@ class Sequential(InvertibleModule[Any, Any]):
                 f"Sequential: backprop must be Store(), Recompute(), Reconstruct() or None, got {strategy!r}.{fix}"
             )
         self._backprop = strategy
+        self._drift: Drift | None = None  # of the last backward pass
 
     @property
     def drift(self) -> float | None:

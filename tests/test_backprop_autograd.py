@@ -303,7 +303,7 @@ def test_the_callers_tensors_are_left_alone(strategy):
 @pytest.mark.parametrize("change", [torch.relu_, lambda y: y.detach().mul_(2)], ids=["with graph", "behind it"])
 def test_an_output_changed_in_place_raises(change, last):
     """At once or in backward, as torch has it."""
-    net = Sequential(inv.Split(), Coupling(function(4)), last(), backprop=Reconstruct()).double()
+    net = Sequential(inv.Split(), *[Coupling(function(4)) for _ in "ab"], last(), backprop=Reconstruct()).double()
     y = net(data())
     y = y[0] if isinstance(y, tuple) else y
 

@@ -46,7 +46,7 @@ def test_it_reports_what_a_step_costs():
 
 
 def test_it_takes_any_module_with_chains_inside():
-    net = zoo.irevnet_small(num_classes=3, blocks=(1, 1, 1))
+    net = zoo.irevnet_small(num_classes=3, blocks=(3, 3, 3))
     report = check_backprop(net, torch.rand(4, 3, 32, 32), limit=1e-2)
     assert report.rows[2].memory.kept < report.rows[0].memory.kept / 2
     pair = tuple(torch.randn(3, 4, 5, 5, dtype=torch.float64) for _ in "ab")
@@ -69,9 +69,9 @@ def test_it_names_a_layer_with_a_wrong_inverse():
             return 2 * x[0], x[1]
 
         def inverse(self, y, *, condition=None):
-            return y[0] / 2.02, y[1]
+            return y[0] / 2.2, y[1]
 
-    refused(Wrong(), r"Reconstruct\(\): the gradient of .* is off by .* layer '2\.0', Wrong\(\): its inverse is off by")
+    refused(Wrong(), r"Reconstruct\(\): .* is off by .* layer '2\.0', Wrong\(\): its inverse is off by")
 
 
 def test_it_names_a_function_that_is_not_repeatable():

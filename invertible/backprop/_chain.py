@@ -38,8 +38,6 @@ def run(net: Layer, strategy: Strategy | None, walk: Callable[[Any], Any], x: An
     outer = running_chain()
     if strategy is None or (outer is not None and outer.strategy == strategy):
         return walk(x)
-    if outer is not None:
-        x = outer.seal(x)
     if isinstance(strategy, Store) or not tape_serves():
         with running(None) if outer is not None else nullcontext():
             return walk(x)
@@ -64,8 +62,9 @@ class _Link:
     version: int
     cell: Cell | None
     """Where its maker awaits it in backward; ``None`` if it needs it not."""
-    thin: bool
-    """Whether it comes from an injective layer, so that its zeros would come back as noise."""
+    fresh: bool
+    """Whether the first layer that computes something from it keeps it. So it is for what enters a chain, and for what
+    an injective layer made: exact zeros would come back as noise, which batch norm amplifies and ReLU cuts in half."""
 
 
 class Chain:
@@ -91,25 +90,21 @@ class Chain:
         """Runs several layers as one, whose input is kept."""
         return self._run(layers, method, call, value, condition)
 
-    def seal(self, value: Any) -> Any:
-        """Keeps a value, so that what comes after it need not reconstruct it."""
+    def finish(self, value: Any) -> Any:
+        """Keeps the output, and what no layer has taken: a hook or another strategy has put something in its place."""
         tensors = list(leaves(value))
         links = [self._take(t) for t in tensors]
-        kept = [i for i, link in enumerate(links) if link.cell is not None]
-        if kept:
-            sealed = Seed.apply([links[i].cell for i in kept], *(tensors[i] for i in kept))
-            for i, tensor in zip(kept, sealed, strict=True):
+        trained = [i for i, t in enumerate(tensors) if t.requires_grad]
+        if any(links[i].cell is not None for i in trained):  # one node for all, so that it runs whichever is used
+            sealed = Seed.apply([links[i].cell for i in trained], *(tensors[i] for i in trained))
+            for i, tensor in zip(trained, sealed, strict=True):
                 tensors[i] = tensor
-        return rebuilt(form_of(value), iter(tensors))
-
-    def finish(self, value: Any) -> Any:
-        """Keeps the output, and what no layer has taken: a hook may have put something else in its place."""
-        value = self.seal(value)
-        for link in self._links.values():
+        others = [link for i, link in enumerate(links) if i not in trained]
+        for link in (*others, *self._links.values()):
             if link.cell is not None:
                 link.cell.keep(link.tensor)
         self._links.clear()
-        return value
+        return rebuilt(form_of(value), iter(tensors))
 
     def _run(self, layers: Sequence[Any], method: str, call: Call, value: Any, condition: Any) -> Any:
         tensors: list[Any] = list(leaves(value))
@@ -122,13 +117,17 @@ class Chain:
         trained = [p for p in survey.held if p.requires_grad]
         links = [self._take(t) for t in tensors]
         first = layers[0]
-        free = len(layers) == 1 and first.isometric and (first.bijective or method.startswith("forward"))
-        thin = any(link.thin for link in links)
-        thin_after = (thin and free) or (method.startswith("forward") and not all(layer.bijective for layer in layers))
+        moves = len(layers) == 1 and first.isometric and (first.bijective or method.startswith("forward"))
+        free = moves and not trained and not any(t.requires_grad for t in conditions)
+        fresh = any(link.fresh for link in links)
+        fresh_after = (fresh and free) or (method.startswith("forward") and not all(each.bijective for each in layers))
         if not any(t.requires_grad for t in (*tensors, *conditions, *trained)):
+            for link in links:
+                if link.cell is not None:  # a stream that has no gradient, as integers: nobody will reconstruct it
+                    link.cell.keep(link.tensor)
             with running(None):
                 result = call(value, condition)
-            self._remember(leaves(result[0] if method.endswith("log_det") else result), thin_after)
+            self._remember(leaves(result[0] if method.endswith("log_det") else result), fresh_after)
             return result
         step = Step(
             layers=layers,
@@ -144,13 +143,13 @@ class Chain:
             step.adjoint = opposite(first, method)
         elif self._reconstruct is not None:
             self._count += 1
-            if not (thin or self._is_anchor() or _without_inverse(first)):
+            if not (fresh or self._is_anchor() or _without_inverse(first)):
                 self._reconstruct_input(step, first, method, tensors, self._reconstruct)
         outputs = Node.apply(step, *tensors, *conditions, *trained)
         count = len(step.shapes)
         if step.rule is not None or (free and any(cell is not None for cell in step.in_cells)):
             step.out_cells = [Cell() for _ in range(count)]
-        self._remember(outputs[:count], thin_after, step.out_cells)
+        self._remember(outputs[:count], fresh_after, step.out_cells)
         result = rebuilt(step.output, iter(outputs))
         return (result, outputs[count]) if step.log_det else result
 
@@ -171,7 +170,7 @@ class Chain:
         """What is known of a tensor that enters a layer; a tensor from elsewhere is an entry of the chain."""
         link = self._links.pop(id(tensor), None) or self._take_alias(tensor)
         if link is None:
-            return _Link(tensor, tensor._version, None, thin=False)
+            return _Link(tensor, tensor._version, None, fresh=True)
         if tensor._version != link.version:
             raise RuntimeError("A value between two layers was changed in place, by a hook? Return a new one instead.")
         return link
@@ -187,11 +186,11 @@ class Chain:
                 return self._links.pop(key)
         return None
 
-    def _remember(self, tensors: Iterable[Tensor], thin: bool, cells: Sequence[Cell] = ()) -> None:
+    def _remember(self, tensors: Iterable[Tensor], fresh: bool, cells: Sequence[Cell] = ()) -> None:
         if self._reconstruct is None:
             return
         for i, tensor in enumerate(tensors):
-            self._links[id(tensor)] = _Link(tensor, tensor._version, cells[i] if cells else None, thin)
+            self._links[id(tensor)] = _Link(tensor, tensor._version, cells[i] if cells else None, fresh)
 
 
 def _without_inverse(layer: Layer) -> bool:

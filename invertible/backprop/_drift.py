@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from invertible import _check
 
-from ._torch import at_end_of_backward, backward_number
+from ._torch import at_end_of_backward, backward_keeps_graph, backward_number
 from .strategies import Reconstruct
 
 __all__ = ["Drift", "DriftError", "DriftWarning", "Probes", "during_backward", "report"]
@@ -39,11 +39,17 @@ class Probes:
         self.true = [_sample(t.detach()) for t in tensors]
 
     def drift(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The relative error over all tensors; the absolute one where the true values are all zero."""
-        pairs = [(_sample(t), true) for t, true in zip(tensors, self.true, strict=True)]
-        error = torch.stack([_square_sum(a - b) for a, b in pairs]).sum()
-        size = torch.stack([_square_sum(b) for _, b in pairs]).sum()
-        return (error / torch.where(size > 0, size, torch.ones_like(size))).sqrt()
+        """The largest relative error of a tensor; the absolute one where the true values are all zero."""
+        return torch.stack(_together([_error(_sample(t), b) for t, b in zip(tensors, self.true, strict=True)])).amax()
+
+
+def _error(found: Tensor, true: Tensor) -> Tensor:
+    if not true.numel():
+        return found.new_zeros((), dtype=torch.float32)
+    size = true.abs().amax()  # or the squares of small numbers would be zero, and those of large ones infinite
+    size = torch.where(size > 0, size, torch.ones_like(size))
+    norm = (true / size).abs().square().sum()
+    return (((found - true) / size).abs().square().sum() / torch.where(norm > 0, norm, torch.ones_like(norm))).sqrt()
 
 
 def _sample(x: Tensor) -> Tensor:
@@ -57,10 +63,6 @@ def _sample(x: Tensor) -> Tensor:
     if x.dtype in {torch.float64, torch.complex64, torch.complex128}:
         return x.clone() if n <= PROBES else x
     return x.to(torch.float32, copy=n <= PROBES)
-
-
-def _square_sum(x: Tensor) -> Tensor:
-    return x.abs().square().sum()
 
 
 class Drift:
@@ -89,13 +91,13 @@ class _Figures:
         worst = self.values[0] if len(self.values) == 1 else torch.stack(_together(self.values)).amax()
         self.net.__dict__["_drift"] = Drift(worst, self.strategy.drift_error)
 
-    def judge(self) -> None:
-        """Reads the figures; warns or raises."""
+    def judge(self) -> DriftError | None:
+        """Reads the figures; warns, or returns the error."""
         figures: list[float] = torch.stack(_together(self.values)).tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         worst = next((f for f in figures if math.isnan(f)), max(figures))
         self.net.__dict__["_drift"] = Drift(worst, self.strategy.drift_error)
         if worst <= self.strategy.drift_warn:
-            return
+            return None
         where = ""
         if self.strategy.locate:
             first = next(i for i, f in enumerate(figures) if not f <= self.strategy.drift_warn)
@@ -107,12 +109,12 @@ class _Figures:
                 DriftWarning,
                 stacklevel=2,
             )
-            return
+            return None
         locate = "" if self.strategy.locate else " Reconstruct(locate=True) names the layer."
         if math.isfinite(worst):
             error = DriftError(
                 f"{who}, above drift_error={self.strategy.drift_error:g}, so that the gradients of this step are "
-                f"wrong.{where} Keep more: Reconstruct(anchor_every=10), Recompute() or Store().{locate}"
+                f"wrong.{where} Keep more: Reconstruct(anchor_every=10) or Store().{locate}"
             )
         else:
             error = DriftError(
@@ -120,7 +122,7 @@ class _Figures:
                 f"infinite or no number.{where}{locate}"
             )
         error.drift = worst
-        raise error
+        return error
 
     def _place(self, index: int) -> str:
         layer, position = self.layers[index]
@@ -138,19 +140,21 @@ class _Backward:
 
     def __init__(self) -> None:
         self.cells: list[Any] = []
+        self.keeps_graph = backward_keeps_graph()
         self.figures: dict[int, _Figures] = {}
 
     def finish(self) -> None:
         """Clears what is left, then reads the figures."""
         for cell in self.cells:
-            cell.clear()
+            cell.clear(final=not self.keeps_graph)
         figures = self.figures.values()
         for each in figures:
             if each.strategy.on_drift == "record":
                 each.record()
-        for each in figures:
-            if each.strategy.on_drift == "raise":
-                each.judge()
+        errors = [each.judge() for each in figures if each.strategy.on_drift == "raise"]
+        error = next((e for e in errors if e is not None), None)
+        if error is not None:
+            raise error
 
 
 _lock = threading.Lock()

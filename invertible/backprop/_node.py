@@ -1,22 +1,21 @@
 """One layer in autograd's graph, without what autograd would keep."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from invertible import _check
-from invertible._value import describe, leaves
+from invertible._value import describe, detached_leaf, leaves
 
 from ._drift import Probes, during_backward
 from ._replay import Replay
-from ._torch import hooks_of
+from ._torch import hooks_of, parametrizations_cached
 
-__all__ = ["Cell", "Node", "Rule", "Seed", "Step", "form_of", "leaf", "rebuilt"]
+__all__ = ["Cell", "Node", "Rule", "Seed", "Step", "form_of", "rebuilt"]
 
 _TENSOR = object()
 """Stands for a tensor in the form of a value."""
@@ -54,13 +53,15 @@ class Cell:
             )
         if not self._kept:
             self._tensor = None
-        elif tensor._version != self._version:
+            return tensor
+        if tensor._version != self._version:
             raise RuntimeError(f"{maker.name}: its output was changed in place between forward and backward.")
+        during_backward().cells.append(self)
         return tensor
 
-    def clear(self) -> None:
-        """Forgets a tensor that nobody took."""
-        if not self._kept:
+    def clear(self, *, final: bool) -> None:
+        """Forgets a tensor that nobody took; one that is kept, if there will be no other backward pass."""
+        if final or not self._kept:
             self._tensor = None
 
 
@@ -76,19 +77,20 @@ def fill(cells: Sequence[Cell | None], tensors: Sequence[Tensor]) -> None:
 def form_of(value: Any) -> Any:
     """The nesting of a value; what is no tensor stays as it is."""
     if isinstance(value, tuple):
-        return tuple(form_of(part) for part in cast("tuple[Any, ...]", value))
+        return _like(value, (form_of(part) for part in cast("tuple[Any, ...]", value)))
     return _TENSOR if isinstance(value, Tensor) else value
 
 
 def rebuilt(form: Any, tensors: Iterator[Any]) -> Any:
     """A value of this form from these tensors."""
     if isinstance(form, tuple):
-        return tuple(rebuilt(part, tensors) for part in cast("tuple[Any, ...]", form))
+        return _like(form, (rebuilt(part, tensors) for part in cast("tuple[Any, ...]", form)))
     return next(tensors) if form is _TENSOR else form
 
 
-_examined: WeakSet[nn.Module] = WeakSet()
-"""Layers whose graphs lead to nothing unknown."""
+def _like(kind: Any, parts: Iterable[Any]) -> Any:
+    """A tuple of the same kind: a condition may be a named one."""
+    return kind._make(parts) if hasattr(kind, "_make") else tuple(parts)
 
 
 Call = Callable[[Any, Any], Any]
@@ -135,7 +137,7 @@ class Step:
     shapes: Sequence[tuple[torch.Size, torch.dtype, torch.device]] = ()
 
     def __post_init__(self) -> None:
-        self._versions = [p._version for p in self.parameters]
+        self._versions = [(p, p._version) for p in self.replay.survey.held]  # frozen ones, too: the replay reads them
         self._trained = [p.requires_grad for p in self.parameters]
 
     @property
@@ -159,13 +161,13 @@ class Step:
         """Gradients of inputs, conditions and parameters; fills the cells of the inputs."""
         self._refuse_changed_parameters()
         inputs = len(self.in_cells)
-        conditions = [leaf(t) for t in saved[: len(needs) - inputs - len(self.parameters)]]
+        conditions = [detached_leaf(t) for t in saved[: len(needs) - inputs - len(self.parameters)]]
         condition = rebuilt(self.condition, iter(conditions))
         grad_value = rebuilt(self.output, iter(grads))
         if self.adjoint is not None:
             return [*self._move_back(self.adjoint, grads, condition), *(None for _ in needs[inputs:])]
         if self.rule is None:
-            value = rebuilt(self.value, (leaf(t) for t in saved[len(conditions) :]))
+            value = rebuilt(self.value, (detached_leaf(t) for t in saved[len(conditions) :]))
             with self._trained_as_then(), self.replay.again(), torch.enable_grad():
                 result = self.run(value, condition)
             tensors, cotangents = self.accept(result), grads
@@ -181,11 +183,13 @@ class Step:
         self._hand_on(list(leaves(value)))
         return gradients
 
-    def _move_back(self, adjoint: Call, grads: Sequence[Tensor | None], condition: Any) -> list[Tensor]:
+    def _move_back(self, adjoint: Call, grads: Sequence[Tensor | None], condition: Any) -> Sequence[Tensor | None]:
         with self.replay.again():
             if any(cell is not None for cell in self.in_cells):
                 output = rebuilt(self.output, (cell.take(self) for cell in self.out_cells))
                 self._hand_on(list(leaves(adjoint(output, condition))))
+            if all(g is None for g in grads[: len(self.shapes)]):
+                return [None] * len(self.in_cells)
             filled = [_zeros(*shape) if g is None else g for g, shape in zip(grads, self.shapes, strict=False)]
             return list(leaves(adjoint(rebuilt(self.output, iter(filled)), condition)))
 
@@ -230,43 +234,43 @@ class Step:
 
     def _refuse_changed_parameters(self) -> None:
         held = self.replay.survey.held
-        for parameter in self.parameters:
+        for parameter, version in self._versions:
             where, key = held[parameter]
             if where.get(key) is not parameter:
                 raise RuntimeError(
                     f"{self.name}: its parameters are no longer those of the forward pass (functional_call?), so that "
                     "the layer cannot be run again. Use Store() here."
                 )
-        if self._versions != [p._version for p in self.parameters]:
+            if parameter._version != version:
+                raise RuntimeError(
+                    f"{self.name}: a parameter was changed in place between forward and backward, by an optimizer's "
+                    "step? Call backward first."
+                )
+        if parametrizations_cached():
             raise RuntimeError(
-                f"{self.name}: a parameter was changed in place between forward and backward, by an optimizer's step? "
-                "Call backward first."
+                f"{self.name}: cannot be run again while parametrizations are cached. Put the forward pass, too, into "
+                "torch.nn.utils.parametrize.cached(), or neither."
             )
 
     def _refuse_strangers(self, tensors: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-        """A tensor that is trained but no parameter would get no gradient, without a word.
-
-        To walk the graph takes time, so each layer is looked at when its first gradients are made.
-        """
-        if all(layer in _examined for layer in self.layers):
-            return
+        """A tensor that is trained but no parameter would get no gradient, without a word."""
         known = {id(t) for t in (*sources, *self.replay.survey.held)}
         todo: list[Any] = [t.grad_fn for t in tensors if t.grad_fn is not None]
         seen = set(todo)
         while todo:
-            node = todo.pop()
-            variable = getattr(node, "variable", None)
-            if variable is not None and id(variable) not in known:
-                raise RuntimeError(
-                    f"{self.name}: depends on a {describe(variable)[2:]} that requires gradients and is none of its "
-                    "parameters, inputs or conditions, so that it would get no gradient. Make it an nn.Parameter of "
-                    "the layer or pass it as the condition; or use Store()."
-                )
-            for edge in node.next_functions:
-                if edge[0] is not None and edge[0] not in seen:
-                    seen.add(edge[0])
-                    todo.append(edge[0])
-        _examined.update(self.layers)
+            edges = todo.pop().next_functions
+            for node, _ in edges:
+                if node is None or node in seen:
+                    continue
+                seen.add(node)
+                variable = None if node.next_functions else getattr(node, "variable", None)  # the graph's leaves
+                if variable is not None and id(variable) not in known:
+                    raise RuntimeError(
+                        f"{self.name}: depends on a {describe(variable)[2:]} that requires gradients and is none of "
+                        "its parameters, inputs or conditions, so that it would get no gradient. Make it an "
+                        "nn.Parameter of the layer or pass it as the condition; or use Store()."
+                    )
+                todo.append(node)
 
     @contextmanager
     def _trained_as_then(self) -> Generator[None]:
@@ -320,10 +324,10 @@ class Seed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, cells: Sequence[Cell], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, cells: Sequence[Cell | None], *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.cells = cells
-        ctx.save_for_backward(*tensors)
+        ctx.cells = [cell for cell in cells if cell is not None]
+        ctx.save_for_backward(*(t for cell, t in zip(cells, tensors, strict=True) if cell is not None))
         return tensors
 
     @staticmethod
@@ -349,15 +353,9 @@ class _Once(torch.autograd.Function):
 
 def _once(gradients: Sequence[Tensor | None], name: str) -> list[Tensor | None]:
     """Makes gradients that can't be differentiated again."""
-    present = [g.detach().requires_grad_() for g in gradients if g is not None]
+    present = [detached_leaf(g) for g in gradients if g is not None]
     refusing = iter(_Once.apply(name, *present) if present else ())
     return [None if g is None else next(refusing) for g in gradients]
-
-
-def leaf(tensor: Tensor) -> Tensor:
-    """The same values at the start of a graph of their own."""
-    tensor = tensor.detach()
-    return tensor.requires_grad_() if tensor.is_floating_point() or tensor.is_complex() else tensor
 
 
 def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:

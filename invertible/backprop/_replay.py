@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from invertible import _check
-from invertible._buffers import replaced_buffers, said_of_buffers, say_of_buffers
+from invertible._buffers import one_at_a_time, replaced_buffers, said_of_buffers, say_of_buffers
 from invertible._running import engine, running
 
 from ._torch import buffers_of, children_of, parameters_of
@@ -75,7 +75,7 @@ class Survey:
 class Replay:
     """What a run depends on apart from its arguments and parameters: taken before it, set again for each replay.
 
-    ``begin`` and ``end`` are around the run; ``with again()`` is around a replay.
+    ``record(run)`` runs; ``with again()`` is around a replay.
     """
 
     __slots__ = ("autocast", "devices", "entry", "kinds", "may_write", "moving", "random", "read", "survey")
@@ -98,7 +98,10 @@ class Replay:
 
     def record(self, run: Callable[[], Any]) -> Any:
         """Returns ``run()``, the run that is to be replayed."""
-        before = [(part, key, buffer, buffer._version, buffer.clone()) for part, key, buffer in self.survey.others]
+        copies: dict[int, Tensor] = {
+            id(buffer): buffer.clone() for _, _, buffer in self.survey.others
+        }  # some are shared
+        before = [(part, key, b, b._version, copies[id(b)]) for part, key, b in self.survey.others]
         random = self._random_state()
         with running(None):
             if self.autocast:
@@ -133,22 +136,44 @@ class Replay:
                 if said_of_buffers() != self.moving:
                     stack.enter_context(say_of_buffers(self.moving))
                 if self.entry:
-                    stack.enter_context(replaced_buffers([(p, k, b.clone()) for p, k, b in self.entry]))
+                    self._refuse_shared_memory()
+                    copies = {id(b): b.clone() for _, _, b in self.entry}
+                    stack.enter_context(replaced_buffers([(p, k, copies[id(b)]) for p, k, b in self.entry]))
                 if self.survey.norms:
                     stack.enter_context(_uncounted(self.survey.norms))
                 self._enter_autocast(stack)
                 if self.random:
                     stack.enter_context(self._random())
                 yield
+        except Exception as error:
+            if self.survey.norms:
+                error.add_note(
+                    "in the replay for the backward pass, where norms in training have no statistics: does a hook or "
+                    "the function read them? invertible.backprop.is_replaying() tells, and Store() has no replay"
+                )
+            raise
         finally:
             _replaying.reset(token)
+
+    def _refuse_shared_memory(self) -> None:
+        """Buffers that are views of one another are copied apart, so that one would not see what another is given."""
+        written = {id(buffers_of(part).get(key)) for part, key, _ in self.entry}
+        for part, key, buffer in self.survey.others:
+            if id(buffer) in written:
+                for other_part, other, view in self.survey.others:
+                    if view is not buffer and view.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr():
+                        raise RuntimeError(
+                            f"{_check.name(part)}: its buffer {key!r} was written and shares memory with the buffer "
+                            f"{other!r} of {type(other_part).__name__}, so that the layer cannot be run again as it "
+                            "ran. Use Store() here."
+                        )
 
     def _refuse_changed_buffers(self) -> None:
         for part, key, buffer, version in self.read:
             if buffers_of(part).get(key) is not buffer or buffer._version != version:
                 raise RuntimeError(
-                    f"{_check.name(part)}: its buffer {key!r} was changed between forward and backward, so that what "
-                    "it did cannot be done again. Call backward first, or use Store()."
+                    f"{_check.name(part)}: its buffer {key!r} was changed between forward and backward (by a hook on "
+                    "the layer?), so that what it did cannot be done again. Call backward first, or use Store()."
                 )
 
     def _enter_autocast(self, stack: ExitStack) -> None:
@@ -181,16 +206,17 @@ def _uncounted(norms: Sequence[nn.Module]) -> Generator[None]:
 
     Instance norm looks at the buffers alone, and synchronised batch norm at the flag alone.
     """
-    kept = [(norm, norm.__dict__["track_running_stats"], dict(buffers_of(norm))) for norm in norms]
-    try:
-        for norm, _, buffers in kept:
-            norm.__dict__["track_running_stats"] = False
-            buffers_of(norm).update(dict.fromkeys(buffers))
-        yield
-    finally:
-        for norm, tracks, buffers in kept:
-            norm.__dict__["track_running_stats"] = tracks
-            buffers_of(norm).update(buffers)
+    with one_at_a_time:
+        kept = [(norm, norm.__dict__["track_running_stats"], dict(buffers_of(norm))) for norm in norms]
+        try:
+            for norm, _, buffers in kept:
+                norm.__dict__["track_running_stats"] = False
+                buffers_of(norm).update(dict.fromkeys(buffers))
+            yield
+        finally:
+            for norm, tracks, buffers in kept:
+                norm.__dict__["track_running_stats"] = tracks
+                buffers_of(norm).update(buffers)
 
 
 _written: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], bool]] = WeakKeyDictionary()
@@ -201,6 +227,8 @@ def _writes(part: nn.Module, key: str, before: Tensor) -> bool:
 
     To compare values waits for the device, so it is done after the part's first run in each mode only.
     """
+    if isinstance(part, _NORM) and part.training:
+        return True
     known = _written.setdefault(part, {})
     question = (key, part.training)
     if question not in known:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from invertible._running import METHODS
-from invertible._value import map_value
+from invertible._value import detached_leaf, map_value
 from invertible.module import InvertibleModule
 
-from ._node import Derivation, Rule, Step, leaf
+from ._node import Derivation, Rule, Step
 
 __all__ = ["opposite", "rule_of"]
 
@@ -62,7 +62,7 @@ def _generic(back: Callable[[Any, Any], Any]) -> Rule:
     def rule(step: Step, y: Any, grad: Any, grad_log_det: Tensor | None, condition: Any) -> Derivation:
         with step.replay.again(), torch.no_grad():
             x = back(y, condition)
-        x = map_value(leaf, x)
+        x = map_value(detached_leaf, x)
         with step.replay.again(), torch.enable_grad():
             result = step.run(x, condition)
         cotangents: list[Any] = [*_flat(grad), *([grad_log_det] if step.log_det else [])]

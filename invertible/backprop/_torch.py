@@ -1,7 +1,7 @@
 """What the engine needs of torch that has no public name; each is used by torch's own DDP, FSDP or checkpoint."""
 
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportPrivateImportUsage=false
+# pyright: reportPrivateImportUsage=false, reportUnknownArgumentType=false
 
 from collections.abc import Callable
 
@@ -11,11 +11,13 @@ from torch.nn.utils import parametrize
 
 __all__ = [
     "at_end_of_backward",
+    "backward_keeps_graph",
     "backward_number",
     "buffers_of",
     "children_of",
     "hooks_of",
     "parameters_of",
+    "parametrizations_cached",
     "tape_serves",
 ]
 
@@ -23,6 +25,16 @@ __all__ = [
 def backward_number() -> int:
     """A number of the backward pass that runs in this thread; nested ones have their own."""
     return torch._C._current_graph_task_id()
+
+
+def backward_keeps_graph() -> bool:
+    """Whether the running backward pass was called with ``retain_graph``."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def parametrizations_cached() -> bool:
+    """Whether ``torch.nn.utils.parametrize.cached`` is on: what is computed without a graph would be taken again."""
+    return bool(parametrize._cache_enabled)
 
 
 def at_end_of_backward(callback: Callable[[], None]) -> None:
@@ -42,7 +54,7 @@ def tape_serves() -> bool:
         and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
-        and not parametrize._cache_enabled
+        and not parametrizations_cached()
     )
 
 

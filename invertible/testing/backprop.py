@@ -18,6 +18,8 @@ from invertible.backprop._replay import Replay, Survey
 from invertible.backprop._rules import opposite
 from invertible.backprop.strategies import Recompute, Reconstruct, Store
 from invertible.coupling import Coupling
+from invertible.inverse import Inverse
+from invertible.module import InvertibleModule
 from invertible.sequential import Sequential
 
 from .memory import Memory, measure_memory
@@ -104,18 +106,19 @@ def check_backprop(
     """
     if not _outermost(net):
         raise ValueError("check_backprop: the network has no Sequential inside that could take a strategy.")
-    if limit is None:
-        limit = _LIMITS.get(next(leaves(x)).dtype, 0.05)
-    with cast("Any", torch.random).fork_rng():
-        start = torch.get_rng_state()
+    with cast("Any", torch.random).fork_rng(), torch.enable_grad():
+        start = _random_states()
         reference = _train(net, Store(), x, condition)
+        if limit is None:
+            dtypes = [t.dtype for t in reference.values.values() if t is not None and t.is_floating_point()]
+            limit = _LIMITS.get(dtypes[0], 0.05) if dtypes else 0.05
         rows = [_compared(Store(), reference, reference)]
         for strategy in strategies:
-            torch.set_rng_state(start)
+            _set_random_states(start)
             rows.append(_compared(strategy, reference, _train(net, strategy, x, condition)))
             fault = _fault(rows[-1], limit)
             if fault is not None:
-                torch.set_rng_state(start)
+                _set_random_states(start)
                 why = _first_cause(net, x, condition, limit) or "Every layer by itself is right: rounding adds up."
                 raise AssertionError(f"{_short(strategy)}: {fault}. {why}\n{BackpropReport(tuple(rows))}")
     return BackpropReport(tuple(rows))
@@ -128,16 +131,16 @@ class _Left:
     values: dict[str, Tensor | None]
     gradients: dict[str, Tensor | None]
     buffers: dict[str, Tensor | None]
-    random: Tensor
+    random: list[Tensor]
     memory: Memory
     evaluations: int
     drift: float | None
 
 
 def _train(net: nn.Module, strategy: Strategy, x: Value, condition: Value | None) -> _Left:
-    start = torch.get_rng_state()
+    start = _random_states()
     _, before = _run(net, strategy, x, condition, backward=False)
-    torch.set_rng_state(start)
+    _set_random_states(start)
     left, whole = _run(net, strategy, x, condition, backward=True)
     left.memory = Memory(before.kept, whole.peak)
     return left
@@ -149,8 +152,10 @@ def _run(
     """Runs a copy of the network, forward and, if asked for, backward."""
     net = copy.deepcopy(net)
     chains = _outermost(net)
-    for chain in chains:
-        chain.backprop = replace(strategy, on_drift="record") if isinstance(strategy, Reconstruct) else strategy
+    for part in net.modules():
+        if isinstance(part, Sequential):
+            own = strategy if part in chains else Store() if isinstance(strategy, Store) else part.backprop
+            part.backprop = replace(own, on_drift="record") if isinstance(own, Reconstruct) else own
     net.zero_grad()
     given = {"input": _copied(x)} | ({} if condition is None else {"condition": _copied(condition)})
     options = {} if condition is None else {"condition": given["condition"]}
@@ -169,9 +174,18 @@ def _run(
     drifts = [chain.drift for chain in chains if chain.drift is not None]
     values: dict[str, Tensor | None] = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
     buffers: dict[str, Tensor | None] = dict(net.named_buffers())
-    return _Left(
-        values, gradients, buffers, torch.get_rng_state(), memory, counter.calls, max(drifts, default=None)
-    ), memory
+    return _Left(values, gradients, buffers, _random_states(), memory, counter.calls, max(drifts, default=None)), memory
+
+
+def _random_states() -> list[Tensor]:
+    """The random states of the CPU and of every CUDA device."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def _set_random_states(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if states[1:]:
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 class _Counter:
@@ -179,9 +193,8 @@ class _Counter:
 
     def __init__(self, net: nn.Module) -> None:
         self.calls = 0
-        for part in net.modules():
-            if isinstance(part, Coupling):
-                part.function.register_forward_hook(self._count)
+        for function in {part.function for part in net.modules() if isinstance(part, Coupling)}:  # some are shared
+            function.register_forward_hook(self._count)
 
     def _count(self, *_: object) -> None:
         self.calls += 1
@@ -210,7 +223,7 @@ def _compared(strategy: Strategy, reference: _Left, found: _Left) -> StrategyRep
     values, _ = _largest_error(reference.values, found.values)
     gradients, worst = _largest_error(reference.gradients, found.gradients)
     buffers, _ = _largest_error(reference.buffers, found.buffers)
-    same = torch.equal(reference.random, found.random)
+    same = all(map(torch.equal, reference.random, found.random))
     return StrategyReport(
         strategy, values, gradients, worst, buffers < 1e-6, same, found.memory, found.evaluations, found.drift
     )
@@ -228,14 +241,18 @@ def _largest_error(expected: dict[str, Tensor | None], found: dict[str, Tensor |
             size = _norm(cast("Tensor", b if a is None else a))
             error = math.inf if size > least else 0.0
         else:
-            difference = _norm(a.double() - b.double()) if not a.is_complex() else _norm(a - b)
-            error = difference / (max(_norm(a), least) or 1.0)
+            wide = torch.promote_types(a.dtype, torch.float64)
+            a, b = a.to(wide), b.to(wide)
+            same = (a == b) | ((a != a) & (b != b))  # infinities, too: their difference is no number
+            error = _norm(torch.where(same, 0, a - b)) / (
+                max(_norm(torch.where(same, a.nan_to_num(), a)), least) or 1.0
+            )
         worst = max(worst, (math.inf if math.isnan(error) else error, key))
     return worst
 
 
 def _norm(t: Tensor) -> float:
-    return float(t.detach().abs().double().square().sum().sqrt())
+    return float(torch.linalg.vector_norm(t.detach().to(torch.promote_types(t.dtype, torch.float64))))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
 
 def _fault(row: StrategyReport, limit: float) -> str | None:
@@ -243,6 +260,8 @@ def _fault(row: StrategyReport, limit: float) -> str | None:
         return f"an output is another one, off by {row.values:.0e}"
     if not row.gradients <= limit:
         return f"the gradient of {row.worst} is off by {row.gradients:.0e}"
+    if isinstance(row.strategy, Reconstruct) and row.drift is not None and not row.drift <= row.strategy.drift_error:
+        return f"the reconstructed input is off by {row.drift:.0e}"
     if not row.buffers:
         return "the buffers differ after the step"
     return None if row.random else "the random stream is elsewhere after the step"
@@ -263,6 +282,16 @@ class _Recorder(Chain):
 
     def seal(self, value: Any) -> Any:
         return value
+
+
+class _Copy(InvertibleModule[Any, Any]):
+    """The identity, as a layer that computes something."""
+
+    def forward(self, x: Any, *, condition: Value | None = None) -> Any:
+        return map_value(torch.clone, x)
+
+    def inverse(self, y: Any, *, condition: Value | None = None) -> Any:
+        return map_value(torch.clone, y)
 
 
 def _first_cause(net: nn.Module, x: Value, condition: Value | None, limit: float) -> str | None:
@@ -300,7 +329,9 @@ def _why(layer: Any, method: str, value: Any, condition: Any, result: Any, repla
             error, _ = _largest_error(listed(value), listed(back))
             if error > math.sqrt(limit) * 1e-2:
                 return f"its inverse is off by {error:.0e}"
-    alone = [_run(Sequential(layer), s, value, condition, backward=True)[0] for s in (Store(), Reconstruct())]
+    mapped = layer if method.startswith("forward") else Inverse(layer)  # behind a layer that keeps the chain's entry
+    chain = Sequential(_Copy(), mapped)
+    alone = [_run(chain, strategy, value, condition, backward=True)[0] for strategy in (Store(), Reconstruct())]
     error, where = _largest_error(alone[0].gradients, alone[1].gradients)
     return f"the gradient of its {where} is off by {error:.0e}" if error > limit else None
 

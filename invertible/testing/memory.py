@@ -27,9 +27,14 @@ def measure_memory(function: Callable[[], Any], device: torch.device | str = "cp
     Unlike hooks on saved tensors this sees all that is kept, on ``ctx``, in modules and in closures too. On the CPU it
     reads the profiler's memory events, on CUDA the allocator's statistics.
 
+    What was allocated before and is freed in the call is not counted on the CPU.
+
     Args:
         function: what to run, with no arguments.
         device: whose memory to count.
+
+    Raises:
+        RuntimeError: on the CPU, if a profiler is running already: there can be one only.
 
     Example:
         >>> x, memory = measure_memory(lambda: torch.zeros(1000).clone())
@@ -45,6 +50,8 @@ def measure_memory(function: Callable[[], Any], device: torch.device | str = "cp
         torch.cuda.synchronize(device)
         kept, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
         return result, Memory(kept - before, peak - before)
+    if torch.autograd._profiler_enabled():  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        raise RuntimeError("measure_memory: a profiler is running already, and there can be one only.")
     profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
     with _silence():
         profiler.start()
