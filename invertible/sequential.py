@@ -112,10 +112,11 @@ class Sequential(InvertibleModule[Any, Any]):
 
     @property
     def drift(self) -> float | None:
-        """How far off the reconstructed input was in the last backward pass; see :class:`Reconstruct`.
+        """How far off reconstructed values were in the last backward pass that had any; see :class:`Reconstruct`.
 
-        ``None`` before the first one, without a ``Reconstruct`` of its own, or where nothing was reconstructed. Under
-        ``on_drift="record"`` the figure is on the device, and to read it waits for the device.
+        ``None`` before the first one since ``backprop`` was set. A container inside one with the same strategy is part
+        of its chain, and the figure is the outer one's. Under ``on_drift="record"`` the figure is on the device, and to
+        read it waits for the device.
         """
         return None if self._drift is None else float(self._drift.figure)
 

@@ -147,7 +147,7 @@ class IRevNet(nn.Module):
 
     @property
     def drift(self) -> float | None:
-        """How far off the reconstructed image was in the last backward pass; see :class:`~invertible.Reconstruct`."""
+        """How far off reconstructed values were in the last backward pass; see :class:`~invertible.Reconstruct`."""
         return self.body.drift
 
     def forward(self, x: Tensor) -> Tensor:

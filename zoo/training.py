@@ -229,7 +229,7 @@ class Trainer:
 
     @property
     def drift(self) -> float | None:
-        """The largest relative error of a reconstructed image, over all steps; ``None`` if none was reconstructed."""
+        """The largest relative error of a reconstructed value, over all steps; ``None`` if none was reconstructed."""
         return max((row["drift"] for row in self.rows if row["drift"] is not None), default=self._drift)
 
     @property

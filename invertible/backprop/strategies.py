@@ -54,19 +54,20 @@ class Recompute(Strategy):
 
 @dataclass(frozen=True)
 class Reconstruct(Strategy):
-    r"""Keeps the outputs only; in the backward pass each layer's input comes from its ``inverse``.
+    r"""Keeps what enters and what leaves the network; in between each layer's input comes from its ``inverse``.
 
     Memory does not grow with depth. What has no exact inverse is kept: the inputs of layers that are not bijective or
     iterative, of the layer after an injective one (its zeros come back as noise, which batch norm would amplify), and
     of layers without a fused rule that draw random numbers.
 
     A reconstructed input is off by rounding, and a deep network may amplify it. At the end of each backward pass the
-    *drift* says how much: at 1024 probe elements of what entered the network,
+    *drift* says how much: at 1024 probe elements of each stream that the first layer returned,
 
     .. math::
         \mathrm{drift} = \lVert \hat x - x \rVert_2 / \lVert x \rVert_2,
 
-    without the denominator where that is zero. It is read once, which synchronises a GPU once per step.
+    the largest of the streams; without the denominator where that is zero. It is read once, which synchronises a GPU
+    once per step.
 
     Source: RevNet (Gomez et al., 2017), https://arxiv.org/abs/1707.04585
 
@@ -87,7 +88,7 @@ class Reconstruct(Strategy):
             ``drift_error``, or ``on_drift`` is another word.
 
     Example:
-        >>> net = Sequential(Split(), Coupling(nn.Tanh()), Merge(), backprop=Reconstruct())
+        >>> net = Sequential(Split(), *(Coupling(nn.Tanh()) for _ in range(9)), Merge(), backprop=Reconstruct())
         >>> net(torch.rand(1, 4, requires_grad=True)).sum().backward()
         >>> net.drift < 1e-6
         True
