@@ -9,7 +9,7 @@ from weakref import WeakSet
 
 import torch
 
-__all__ = ["METHODS", "Engine", "engine", "running", "served", "walked", "walks"]
+__all__ = ["METHODS", "Engine", "call", "engine_of", "engine_runs", "running", "served", "walked", "walks"]
 
 METHODS = ("forward", "inverse", "forward_and_log_det", "inverse_and_log_det")
 """The methods of a layer that an engine can run."""
@@ -28,22 +28,38 @@ class Engine(Protocol):
 _served: WeakSet[Callable[..., Any]] = WeakSet()
 _walked: WeakSet[Callable[..., Any]] = WeakSet()
 
-_engine: ContextVar[Engine | None] = ContextVar("invertible_engine", default=None)
+_now: ContextVar[tuple[Engine, Any] | None] = ContextVar("invertible_engine", default=None)
+"""The engine that runs, and the layer that it runs now: what a hook calls meanwhile is none of its business."""
 
 
-def engine() -> Engine | None:
-    """The engine that runs the layers now; ``None`` where plain autograd does."""
-    return None if torch.compiler.is_compiling() else _engine.get()
+def engine_of(layer: Any) -> Engine | None:
+    """The engine that runs this layer now; ``None`` where plain autograd does."""
+    now = None if torch.compiler.is_compiling() else _now.get()
+    return now[0] if now is not None and (now[1] is layer or now[1] is None) else None
+
+
+def engine_runs() -> bool:
+    """Whether any engine runs a layer now."""
+    return _now.get() is not None
 
 
 @contextmanager
-def running(new: Engine | None) -> Generator[None]:
-    """Sets the engine for the calls inside."""
-    token = _engine.set(new)
+def running(new: Engine | None, layer: Any = None) -> Generator[None]:
+    """Sets the engine for a layer, or for all (``layer=None``), or sets none, for the calls inside."""
+    token = _now.set(None if new is None else (new, layer))
     try:
         yield
     finally:
-        _engine.reset(token)
+        _now.reset(token)
+
+
+def call(container: Any, layer: Any, method: str, value: Any, condition: Any) -> Any:
+    """Calls a container's layer, by the engine that runs the container, if one does."""
+    function = layer if method == "forward" else getattr(layer, method)  # forward through hooks
+    if torch.compiler.is_compiling() or _now.get() is None:
+        return function(value, condition=condition)
+    with running(engine_of(container), layer):
+        return function(value, condition=condition)
 
 
 def served(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,12 +69,12 @@ def served(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def method(self: Any, *args: Any, **options: Any) -> Any:
-        now = engine()
+        now = engine_of(self)
         if now is None:
             return function(self, *args, **options)
         if len(args) == 1 and set(options) <= {"condition"}:
             return now.step(self, function.__name__, function, args[0], options.get("condition"))
-        with running(None):  # not a container's call: plain autograd is right for it
+        with running(None):  # a hook has changed the arguments: plain autograd is right for them
             return function(self, *args, **options)
 
     _served.add(method)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from . import _check
 from ._buffers import buffers_move
-from ._running import walked
+from ._running import call, walked
 from ._value import Value
 from .module import Exactness, InvertibleModule, check_layer
 
@@ -73,7 +73,7 @@ class Inverse(InvertibleModule[Y, X], Generic[X, Y]):
     @walked
     def inverse(self, y: X, *, condition: Value | None = None) -> Y:
         with buffers_move(self, False):
-            return self._call("__call__", y, condition)
+            return self._call("forward", y, condition)
 
     @walked
     def forward_and_log_det(self, x: Y, *, condition: Value | None = None) -> tuple[X, Tensor]:
@@ -89,7 +89,7 @@ class Inverse(InvertibleModule[Y, X], Generic[X, Y]):
 
     def _call(self, method: str, value: Value, condition: Value | None) -> Any:
         try:
-            return getattr(self.layer, method)(value, condition=condition)
+            return call(self, self.layer, method, value, condition)
         except Exception as error:
-            error.add_note(f"in Inverse, {'forward' if method == '__call__' else method} of the layer inside")
+            error.add_note(f"in Inverse, {method} of the layer inside")
             raise

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import _check
-from ._running import walked
+from ._running import call, walked
 from ._value import Value
 from .module import Exactness, InvertibleModule, check_layer
 
@@ -104,8 +104,7 @@ class Parallel(InvertibleModule[tuple[Any, ...], tuple[Any, ...]]):
         results: list[Any] = []
         for index, (layer, stream) in enumerate(zip(self, value, strict=True)):
             try:
-                call = layer if method == "forward" else getattr(layer, method)  # forward through hooks
-                results.append(call(stream, condition=condition))
+                results.append(call(self, layer, method, stream, condition))
             except Exception as error:
                 error.add_note(f"in Parallel, stream {index} of {len(self)}, {method}")
                 raise

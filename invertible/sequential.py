@@ -8,10 +8,10 @@ from typing import Any, cast, overload
 from torch import Tensor
 
 from . import _check
-from ._running import walked, walks
+from ._running import call, walked, walks
 from ._value import Value
 from .backprop import Strategy
-from .backprop._chain import Chain, run, running_chain
+from .backprop._chain import Chain, chain_of, run
 from .backprop._drift import Drift
 from .module import Exactness, InvertibleModule, check_layer, zero_log_det
 
@@ -209,15 +209,15 @@ class Sequential(InvertibleModule[Any, Any]):
 
     def _run(self, method: str, value: Any, condition: Value | None) -> Any:
         def walk(value: Any) -> Any:
-            for call in self._calls(method):
-                value = call(value, condition)
+            for step in self._calls(method):
+                value = step(value, condition)
             return value
 
         return run(self, self.backprop, walk, value)
 
     def _calls(self, method: str) -> Iterator[Callable[[Any, Value | None], Any]]:
         """What runs as one: a layer, or a segment of several if the strategy keeps the input of every k-th only."""
-        chain = running_chain()
+        chain = chain_of(self)
         if chain is None or chain.every == 1:
             yield from (
                 partial(self._run_layer, position, layer, method) for position, _, layer in self._ordered(method)
@@ -239,7 +239,7 @@ class Sequential(InvertibleModule[Any, Any]):
     def _run_segment(
         self, chain: Chain, group: list[tuple[int, Layer]], method: str, value: Any, condition: Value | None
     ) -> Any:
-        def call(value: Any, condition: Value | None) -> Any:
+        def segment(value: Any, condition: Value | None) -> Any:
             total: Tensor | None = None
             for position, layer in group:
                 value = self._run_layer(position, layer, method, value, condition)
@@ -248,12 +248,11 @@ class Sequential(InvertibleModule[Any, Any]):
                     total = log_det if total is None else total + log_det
             return value if total is None else (value, total)
 
-        return chain.segment([layer for _, layer in group], method, call, value, condition)
+        return chain.segment([layer for _, layer in group], method, segment, value, condition)
 
     def _run_layer(self, position: int, layer: Layer, method: str, value: Any, condition: Value | None) -> Any:
         try:
-            call = layer if method == "forward" else getattr(layer, method)  # forward through hooks
-            return call(value, condition=condition)
+            return call(self, layer, method, value, condition)
         except Exception as error:
             error.add_note(f"in Sequential, layer {position} of {len(self)}, {method}")
             raise
@@ -278,8 +277,8 @@ class Sequential(InvertibleModule[Any, Any]):
 
         def walk(value: Any) -> tuple[Any, Tensor]:
             total = zero_log_det(value)
-            for call in self._calls(method):
-                value, log_det = call(value, condition)
+            for step in self._calls(method):
+                value, log_det = step(value, condition)
                 total = total + log_det
             return value, total
 

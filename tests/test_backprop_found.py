@@ -158,6 +158,92 @@ class Averaged(nn.Module):
         return torch.tanh(x / self.mean.clone())
 
 
+class Functional(nn.Module):
+    """Writes statistics in training, by an operation that does not count its writes."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2))
+        self.register_buffer("var", torch.ones(2))
+
+    def forward(self, x):
+        return torch.tanh(nn.functional.batch_norm(x, self.mean, self.var, training=self.training))
+
+
+@saving
+@pytest.mark.parametrize("before", ["eval", "inverse"])
+def test_a_run_that_writes_nothing_does_not_decide_what_is_written(before, strategy):
+    def run(strategy):
+        torch.manual_seed(0)
+        net = with_strategy(around(*(Functional() for _ in range(3))), strategy)
+        x = torch.randn(4, 4, 5, 5, requires_grad=True)
+        (net.eval()(x) if before == "eval" else net.inverse(x)).sum().backward()
+        net.train()(x).sum().backward()
+        return dict(net.named_buffers())
+
+    assert_same(run(strategy), run(None), 1e-5)
+
+
+@saving
+@pytest.mark.parametrize("method", ["inverse", "inverse_and_log_det"])
+def test_the_untrained_direction_of_the_swapped_map_moves_nothing_in_the_replay(method, strategy):
+    net = inv.Inverse(around(*(Averaged(torch.ones(())) for _ in range(3))).double())
+    x = data()
+    expected, _ = outcome(net, x, method=method)
+    net.layer.backprop = strategy
+    assert_same(outcome(net, x, method=method)[0], expected)
+
+
+@saving
+def test_another_network_is_trained_by_a_hook_in_between(strategy):
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = Sequential(inv.Split(), Coupling(function(1)), inv.Merge())
+
+        def forward(self, x):
+            return torch.tanh(self.body(x))
+
+    net, other = around(*(Nested() for _ in range(3))).double(), around(*(Nested() for _ in range(3))).double()
+    data_of = data()
+    expected, _ = outcome(net, data_of)
+    theirs, _ = outcome(other, data_of)
+    net.backprop = other.backprop = strategy
+    found = []
+
+    def train_the_other(*_):
+        with torch.enable_grad(), torch.random.fork_rng():  # inside a segment there are no gradients
+            found.append(outcome(other, data_of)[0])
+
+    net[2].register_forward_hook(train_the_other)
+    mine, _ = outcome(net, data_of)
+    assert_same(mine, expected)
+    for each in found:
+        assert_same(each, theirs)
+
+
+def test_values_kept_for_another_strategy_are_freed_by_the_backward_pass():
+    net = Sequential(
+        *[Coupling(function(8)) for _ in range(3)], Sequential(inv.Swap(), backprop=Store()), Coupling(nn.Tanh())
+    )
+    net.backprop = Reconstruct()
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    pair = tuple(torch.randn(4, 8, 16, 16) for _ in "ab")
+
+    def step(retain):
+        loss = sum(t.sum() for t in net(pair))
+        loss.backward(retain_graph=retain)
+        return loss
+
+    step(False)
+    loss, memory = measure_memory(lambda: step(False))
+    assert memory.kept < pair[0].nbytes / 2  # the loss, and the probes of what entered
+    assert not loss.isnan()
+    loss = step(True)
+    loss.backward()
+
+
 @saving
 def test_buffers_that_modules_share(strategy):
     class Both(nn.Module):

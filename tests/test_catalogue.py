@@ -30,7 +30,8 @@ def layers():
     while todo:
         for child in todo.pop().__subclasses__():
             todo.append(child)
-            if child.__module__.startswith("invertible.") and not inspect.isabstract(child):
+            private = child.__name__.startswith("_")
+            if child.__module__.startswith("invertible.") and not inspect.isabstract(child) and not private:
                 found.add(child)
     return found
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from invertible._buffers import buffers_moving
-from invertible._running import engine, running
+from invertible._running import engine_of, running
 from invertible._value import leaves
 from invertible.module import Exactness, InvertibleModule
 
@@ -22,7 +22,7 @@ from ._rules import opposite, rule_of
 from ._torch import tape_serves
 from .strategies import Recompute, Reconstruct, Store, Strategy
 
-__all__ = ["Chain", "run", "running_chain"]
+__all__ = ["Chain", "chain_of", "run"]
 
 Layer = InvertibleModule[Any, Any]
 Call = Callable[[Any, Any], Any]
@@ -35,23 +35,23 @@ def run(net: Layer, strategy: Strategy | None, walk: Callable[[Any], Any], x: An
     """
     if torch.compiler.is_compiling():
         return walk(x)  # the compiler makes one graph of forward and one of backward, and keeps what these need
-    outer = running_chain()
+    outer = chain_of(net)
     if strategy is None or (outer is not None and outer.strategy == strategy):
         return walk(x)
     if isinstance(strategy, Store) or not tape_serves():
         with running(None) if outer is not None else nullcontext():
             return walk(x)
     chain = Chain(net, strategy)
-    with running(chain):
+    with running(chain, net):
         result = walk(x)
     if log_det:
         return chain.finish(result[0]), result[1]
     return chain.finish(result)
 
 
-def running_chain() -> "Chain | None":
-    """The chain in which the layers run now; ``None`` where plain autograd serves them."""
-    return cast("Chain | None", engine())
+def chain_of(layer: Layer) -> "Chain | None":
+    """The chain in which a layer runs now; ``None`` where plain autograd serves it."""
+    return cast("Chain | None", engine_of(layer))
 
 
 @dataclass

@@ -214,7 +214,6 @@ class Step:
         for tensor, cotangent in zip(tensors, cotangents, strict=True):
             if cotangent is None or not tensor.requires_grad:
                 continue
-            cotangent = cotangent.to(tensor.dtype)
             if id(tensor) in own:
                 before = direct.get(id(tensor))
                 direct[id(tensor)] = cotangent if before is None else before + cotangent

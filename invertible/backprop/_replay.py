@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from invertible import _check
 from invertible._buffers import one_at_a_time, replaced_buffers, said_of_buffers, say_of_buffers
-from invertible._running import engine, running
+from invertible._running import engine_runs, running
 
 from ._torch import buffers_of, children_of, parameters_of
 
@@ -131,7 +131,7 @@ class Replay:
                     if part.training != mode:
                         stack.callback(setattr, part, "training", part.training)
                         part.training = mode
-                if engine() is not None:
+                if engine_runs():
                     stack.enter_context(running(None))
                 if said_of_buffers() != self.moving:
                     stack.enter_context(say_of_buffers(self.moving))
