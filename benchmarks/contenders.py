@@ -3,7 +3,8 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from importlib import import_module
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +76,7 @@ def stack(name: str, functions: Sequence[nn.Module], *, clone: bool = True) -> n
         return Checkpointed(functions, 1 if name == "ckpt" else round(math.sqrt(len(functions))))
     with warnings.catch_warnings():  # the peers import what is deprecated
         warnings.simplefilter("ignore")
-        import memcnn
-        import revlib
-        import revtorch
+        memcnn, revlib, revtorch = (cast("Any", import_module(peer)) for peer in ("memcnn", "revlib", "revtorch"))
     if name == "memcnn":
         blocks = [
             memcnn.InvertibleModuleWrapper(memcnn.AdditiveCoupling(f, g), keep_input=False, keep_input_inverse=False)
