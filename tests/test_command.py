@@ -119,7 +119,7 @@ def test_an_imagenet_style_tree_takes_the_same_path(tmp_path):
     assert config["recipe"]["name"] == "imagenet"
     assert (config["recipe"]["size"], config["recipe"]["resize"]) == (64, 73)
     assert config["data"] == str(tmp_path / "data")  # so that it goes on from another folder
-    assert "6 images" not in run("--resume", "photos", "--evaluate", cwd=tmp_path / "runs").stdout
+    assert " on 6 images" not in run("--resume", "photos", "--evaluate", cwd=tmp_path / "runs").stdout
     assert [json.loads(r)["step"] for r in (tmp_path / "runs/photos/metrics.jsonl").read_text().splitlines()] == [3, 6]
 
 
