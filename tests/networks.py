@@ -54,6 +54,31 @@ class UsersAffine(inv.InvertibleModule):
         return (x[1], x[0] * log_scale.exp() + shift), log_scale.flatten(1).sum(1)
 
 
+class Averaged(nn.Module):
+    """Reads a buffer that it writes: what it does depends on how often it ran."""
+
+    def __init__(self, mean=None):
+        super().__init__()
+        self.register_buffer("mean", torch.ones(()) if mean is None else mean)
+
+    def forward(self, x):
+        self.mean.mul_(0.5).add_(x.detach().abs().mean())
+        return torch.tanh(x / self.mean.clone())
+
+
+class Functional(nn.Module):
+    """Reads and writes statistics by ``batch_norm``, which does not count its writes in their versions."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2))
+        self.register_buffer("var", torch.ones(2))
+
+    def forward(self, x):
+        center = self.mean.view(1, -1, 1, 1).clone()
+        return torch.tanh(nn.functional.batch_norm(x, self.mean, self.var, training=self.training) + center)
+
+
 def deep(depth, channels=4, **options):
     """A tensor to a tensor through couplings."""
     couplings = [inv.Coupling(function(channels, **options)) for _ in range(depth)]

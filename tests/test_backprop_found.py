@@ -13,7 +13,7 @@ import invertible as inv
 from invertible import Coupling, Parallel, Recompute, Reconstruct, Sequential, Store
 from invertible.testing import check_backprop, measure_memory
 from tests.catalogue import Scale
-from tests.networks import UsersAffine, assert_same, deep, function, outcome, with_strategy
+from tests.networks import Averaged, Functional, UsersAffine, assert_same, deep, function, outcome, with_strategy
 
 SAVING = [Reconstruct(), Recompute(), Recompute(every=2)]
 saving = pytest.mark.parametrize("strategy", SAVING)
@@ -148,28 +148,6 @@ def test_the_first_step_does_not_decide_what_a_norm_writes(strategy):
     assert_same(run(strategy), run(None), 1e-5)
 
 
-class Averaged(nn.Module):
-    def __init__(self, mean):
-        super().__init__()
-        self.register_buffer("mean", mean)
-
-    def forward(self, x):
-        self.mean.mul_(0.5).add_(x.detach().abs().mean())
-        return torch.tanh(x / self.mean.clone())
-
-
-class Functional(nn.Module):
-    """Writes statistics in training, by an operation that does not count its writes."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(2))
-        self.register_buffer("var", torch.ones(2))
-
-    def forward(self, x):
-        return torch.tanh(nn.functional.batch_norm(x, self.mean, self.var, training=self.training))
-
-
 @saving
 @pytest.mark.parametrize("before", ["eval", "inverse"])
 def test_a_run_that_writes_nothing_does_not_decide_what_is_written(before, strategy):
@@ -187,7 +165,7 @@ def test_a_run_that_writes_nothing_does_not_decide_what_is_written(before, strat
 @saving
 @pytest.mark.parametrize("method", ["inverse", "inverse_and_log_det"])
 def test_the_untrained_direction_of_the_swapped_map_moves_nothing_in_the_replay(method, strategy):
-    net = inv.Inverse(around(*(Averaged(torch.ones(())) for _ in range(3))).double())
+    net = inv.Inverse(around(*(Averaged() for _ in range(3))).double())
     x = data()
     expected, _ = outcome(net, x, method=method)
     net.layer.backprop = strategy
@@ -271,7 +249,7 @@ def test_buffers_that_modules_share(strategy):
 
 @saving
 def test_two_backwards_through_a_buffer_that_is_written(strategy):
-    net = with_strategy(around(*(Averaged(torch.ones(())) for _ in range(3))).double(), strategy)
+    net = with_strategy(around(*(Averaged() for _ in range(3))).double(), strategy)
     x = data().requires_grad_()
     y = net(x).square().sum()
     first, second = (torch.autograd.grad(y, x, retain_graph=True)[0] for _ in "ab")

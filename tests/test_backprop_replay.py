@@ -7,7 +7,7 @@ from torch import nn
 import invertible as inv
 from invertible import Coupling, Inverse, Recompute, Reconstruct, Sequential, Store
 from invertible.backprop import is_replaying
-from tests.networks import UsersAffine, assert_same, deep, function, off, outcome, with_strategy
+from tests.networks import Averaged, Functional, UsersAffine, assert_same, deep, function, off, outcome, with_strategy
 
 SAVING = [Reconstruct(), Recompute(), Recompute(every=2)]
 
@@ -82,20 +82,8 @@ def test_synchronized_batch_norm_is_replayed_without_its_statistics():
     assert_same(outcome(with_strategy(net, Reconstruct()), x)[0], outcome(net, x)[0])
 
 
-class Averaged(nn.Module):
-    """Reads a buffer that it writes: what it does depends on how often it ran."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("mean", torch.ones(()))
-
-    def forward(self, x):
-        self.mean.mul_(0.5).add_(x.detach().abs().mean())
-        return torch.tanh(x / self.mean.clone())
-
-
 class Replaced(Averaged):
-    """The same with a buffer that is replaced, not written."""
+    """A buffer that is replaced, not written."""
 
     def forward(self, x):
         self.mean = 0.5 * self.mean + x.detach().abs().mean()
@@ -131,18 +119,6 @@ def test_a_subclass_of_batch_norm_may_read_what_it_counts():
 
 
 def test_statistics_of_a_norm_written_by_hand_move_once():
-    """``batch_norm`` writes its running statistics without counting the write in their version."""
-
-    class Functional(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("mean", torch.zeros(2))
-            self.register_buffer("var", torch.ones(2))
-
-        def forward(self, x):
-            center = self.mean.view(1, -1, 1, 1).clone()
-            return torch.tanh(nn.functional.batch_norm(x, self.mean, self.var, training=self.training) + center)
-
     net = around(*(Functional() for _ in range(3))).double()
     x = torch.randn(4, 4, 5, 5, dtype=torch.float64) + 1
     for direction in (net, Inverse(net)):

@@ -190,7 +190,10 @@ class Step:
                 self._hand_on(list(leaves(adjoint(output, condition))))
             if all(g is None for g in grads[: len(self.shapes)]):
                 return [None] * len(self.in_cells)
-            filled = [_zeros(*shape) if g is None else g for g, shape in zip(grads, self.shapes, strict=False)]
+            filled = [
+                torch.zeros(shape, dtype=dtype, device=device) if g is None else g
+                for g, (shape, dtype, device) in zip(grads, self.shapes, strict=False)  # without the log-determinant's
+            ]
             return list(leaves(adjoint(rebuilt(self.output, iter(filled)), condition)))
 
     def _hand_on(self, inputs: list[Tensor]) -> None:
@@ -355,10 +358,6 @@ def _once(gradients: Sequence[Tensor | None], name: str) -> list[Tensor | None]:
     present = [detached_leaf(g) for g in gradients if g is not None]
     refusing = iter(_Once.apply(name, *present) if present else ())
     return [None if g is None else next(refusing) for g in gradients]
-
-
-def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 @contextmanager

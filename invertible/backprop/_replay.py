@@ -98,9 +98,7 @@ class Replay:
 
     def record(self, run: Callable[[], Any]) -> Any:
         """Returns ``run()``, the run that is to be replayed."""
-        copies: dict[int, Tensor] = {
-            id(buffer): buffer.clone() for _, _, buffer in self.survey.others
-        }  # some are shared
+        copies = {id(buffer): buffer.clone() for _, _, buffer in self.survey.others}  # one for all that share it
         before = [(part, key, b, b._version, copies[id(b)]) for part, key, b in self.survey.others]
         random = self._random_state()
         with running(None):

@@ -36,7 +36,7 @@ class Recompute(Strategy):
     Source: Chen et al., 2016, https://arxiv.org/abs/1604.06174
 
     Args:
-        every: the number of layers in a segment. The square root of the depth keeps the least.
+        every: the number of layers in a segment; the square root of the depth is a good choice.
 
     Raises:
         TypeError: if ``every`` is not an integer.
