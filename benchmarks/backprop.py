@@ -134,11 +134,11 @@ def main() -> None:
         results[which] = measure(which, options.contenders, options.rounds)
         console.print(table(which, results[which], options.contenders[0]))
     checks: dict[str, dict[str, str]] = {}
-    for name in options.contenders:
+    columns = [name for name in options.contenders if not name.endswith(("_sqrt", "_compiled"))]
+    for name in columns:
         contender = Contender("benchmarks.backprop", "--serve", "stack", name)
         checks[name] = contender.ask("checks")
         contender.close()
-    columns = [name for name in options.contenders if name not in {"recompute_sqrt", "ckpt_sqrt"}]
     answers = Table("", *columns, title="what goes wrong, and whether it is said")
     for title in CHECKS:
         answers.add_row(title, *(checks[name][title] for name in columns))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import _check
 from ._buffers import buffers_moving, in_training, kept_buffers
+from ._compiled import evaluate
 from ._value import Value, describe, detached_leaf
 from .module import Exactness, InvertibleModule, zero_log_det
 
@@ -272,8 +273,8 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
         if version is None and any(getattr(part, "inplace", False) for part in self.function.modules()):
             x2 = x2.clone()  # its writes are not counted, so that they can't be refused
         with kept_buffers(self.function) if keep else nullcontext():
-            conditional = condition is not None and self._takes_condition()
-            parameters = self.function(x2, condition=condition) if conditional else self.function(x2)
+            taken = condition if condition is not None and self._takes_condition() else None
+            parameters = evaluate(self.function, x2, taken)
         if _version(x2) != version:
             raise ValueError(
                 f"{_check.name(self)}: the function must not write to its input, but it did, and the stream is lost. "
@@ -284,6 +285,9 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
             moved = not keep and self.function.training and any(True for _ in self.function.buffers())
             raise type(fault)(f"{fault} The function's buffers have moved already.") if moved else fault
         return parameters
+
+    def _functions(self) -> Sequence[nn.Module]:
+        return (self.function,)
 
     def _takes_condition(self) -> bool:
         function = getattr(self.function, "_orig_mod", self.function)  # look through torch.compile

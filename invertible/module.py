@@ -2,7 +2,7 @@
 
 import abc
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._buffers import buffers_stay
 from ._check import is_value, name
+from ._compiled import compile_function, with_defaults
 from ._running import METHODS, served
 from ._value import Value, describe, leaves
 
@@ -145,6 +146,35 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
             vector-Jacobian product is the gradient.
         """
         raise NotImplementedError
+
+    def compile_functions(self, **options: Any) -> None:
+        """Compiles the functions of all couplings inside, each by itself, in place.
+
+        A function runs by the same graph in forward, in the replay for the gradients and in the inverse, so that they
+        agree to the last bit: one graph for each kind of function, shape and mode. Compiling a network as a whole,
+        ``torch.compile(net)``, is for networks that store their activations, and for inference.
+
+        Copies made by :func:`copy.deepcopy` or pickling are not compiled.
+
+        Args:
+            **options: those of :func:`torch.compile`. ``dynamic`` is ``False`` unless given: a graph for any size may
+                replace that of one size between forward and backward, and round differently. ``mode`` must not be
+                ``"reduce-overhead"``, which reuses the memory of an output at the next call.
+
+        Example:
+            >>> net = Sequential(Split(), *(Coupling(nn.Tanh()) for _ in range(3)), Merge(), backprop=Reconstruct())
+            >>> net.compile_functions(backend="aot_eager")
+            >>> net(torch.rand(2, 4, requires_grad=True)).sum().backward()
+        """
+        kinds: dict[str, Callable[..., Any]] = {}
+        for part in self.modules():
+            if isinstance(part, InvertibleModule):
+                for function in part._functions():
+                    compile_function(function, kinds, **with_defaults(options))
+
+    def _functions(self) -> Sequence[nn.Module]:
+        """What a layer evaluates by :func:`._compiled.evaluate`, in both directions."""
+        return ()
 
     def off_range(self, y: Y, *, condition: Value | None = None) -> Tensor:
         r"""Returns :math:`\lVert y - \mathrm{forward}(\mathrm{inverse}(y))\rVert` per sample, of shape ``(batch,)``.

@@ -19,7 +19,7 @@ from ._drift import Probes, report
 from ._node import Cell, Node, Seed, Step, form_of, rebuilt
 from ._replay import Replay, Survey
 from ._rules import opposite, rule_of
-from ._torch import tape_serves
+from ._torch import exporting, tape_serves
 from .strategies import Recompute, Reconstruct, Store, Strategy
 
 __all__ = ["Chain", "chain_of", "run"]
@@ -33,11 +33,15 @@ def run(net: Layer, strategy: Strategy | None, walk: Callable[[Any], Any], x: An
 
     Without a strategy of its own the network takes that of the chain in which it runs, if any.
     """
-    if torch.compiler.is_compiling():
-        return walk(x)  # the compiler makes one graph of forward and one of backward, and keeps what these need
     outer = chain_of(net)
     if strategy is None or (outer is not None and outer.strategy == strategy):
         return walk(x)
+    if torch.compiler.is_compiling():
+        if isinstance(strategy, Store) or exporting() or not torch.is_grad_enabled():
+            return walk(x)
+        from ._uncompiled import run_uncompiled  # imports the compiler, which is slow
+
+        return run_uncompiled(net, strategy, walk, x, log_det=log_det)
     if isinstance(strategy, Store) or not tape_serves():
         with running(None) if outer is not None else nullcontext():
             return walk(x)

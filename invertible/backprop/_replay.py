@@ -1,7 +1,7 @@
 """Runs a layer again as it ran: its modes, autocast, random numbers and buffers, whatever has changed since."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from invertible import _check
 from invertible._buffers import one_at_a_time, replaced_buffers, said_of_buffers, say_of_buffers
+from invertible._compiled import compiled_call, is_compiled, set_compiled_call
 from invertible._running import engine_runs, running
 
 from ._torch import buffers_of, children_of, parameters_of
@@ -40,11 +41,13 @@ def is_replaying() -> bool:
 class Survey:
     """All that is found in some layers in one walk through their modules, which is done once per run."""
 
-    __slots__ = ("held", "modes", "norms", "others")
+    __slots__ = ("compiled", "held", "modes", "norms", "others")
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
-        self.modes: list[tuple[nn.Module, bool]] = []
-        """Every module, and whether it is in training."""
+        self.modes: list[tuple[nn.Module, bool, Callable[..., Any] | None]] = []
+        """Every module, whether it is in training, and what it runs if it was compiled in place."""
+        self.compiled = False
+        """Whether any was compiled."""
         self.held: dict[nn.Parameter, tuple[dict[str, Any], str]] = {}
         """Every parameter, and where it is."""
         self.norms: list[nn.Module] = []
@@ -59,7 +62,8 @@ class Survey:
                 continue
             seen.add(part)
             todo += [child for child in children_of(part).values() if child is not None]
-            self.modes.append((part, part.training))
+            self.modes.append((part, part.training, compiled_call(part)))
+            self.compiled = self.compiled or is_compiled(part)
             own = parameters_of(part)
             for key, parameter in own.items():
                 if parameter is not None:
@@ -125,26 +129,30 @@ class Replay:
         token = _replaying.set(True)
         try:
             with ExitStack() as stack:  # of what differs from now: a context that changes nothing costs time, too
-                for part, mode in self.survey.modes:
+                for part, mode, compiled in self.survey.modes:
                     if part.training != mode:
                         stack.callback(setattr, part, "training", part.training)
                         part.training = mode
+                    if compiled_call(part) is not compiled:
+                        stack.callback(set_compiled_call, part, compiled_call(part))
+                        set_compiled_call(part, compiled)
                 if engine_runs():
                     stack.enter_context(running(None))
                 if said_of_buffers() != self.moving:
                     stack.enter_context(say_of_buffers(self.moving))
                 if self.entry:
                     self._refuse_shared_memory()
-                    copies = {id(b): b.clone() for _, _, b in self.entry}
-                    stack.enter_context(replaced_buffers([(p, k, copies[id(b)]) for p, k, b in self.entry]))
-                if self.survey.norms:
+                    stack.enter_context(_copied(self.entry))
+                if self.survey.compiled:  # without statistics the norms would be compiled anew
+                    stack.enter_context(_on_copies(self.survey.norms))
+                elif self.survey.norms:
                     stack.enter_context(_uncounted(self.survey.norms))
                 self._enter_autocast(stack)
                 if self.random:
                     stack.enter_context(self._random())
                 yield
         except Exception as error:
-            if self.survey.norms:
+            if self.survey.norms and not self.survey.compiled:
                 error.add_note(
                     "in the replay for the backward pass, where norms in training have no statistics: does a hook or "
                     "the function read them? invertible.backprop.is_replaying() tells, and Store() has no replay"
@@ -215,6 +223,17 @@ def _uncounted(norms: Sequence[nn.Module]) -> Generator[None]:
             for norm, tracks, buffers in kept:
                 norm.__dict__["track_running_stats"] = tracks
                 buffers_of(norm).update(buffers)
+
+
+def _on_copies(norms: Sequence[nn.Module]) -> AbstractContextManager[None]:
+    """Lets norms in training count this batch again where it does not matter."""
+    return _copied([(norm, key, b) for norm in norms for key, b in buffers_of(norm).items() if b is not None])
+
+
+def _copied(buffers: Sequence[tuple[nn.Module, str, Tensor]]) -> AbstractContextManager[None]:
+    """Lets modules work on copies of these buffers, one for all that share it."""
+    copies = {id(buffer): buffer.clone() for _, _, buffer in buffers}
+    return replaced_buffers([(part, key, copies[id(buffer)]) for part, key, buffer in buffers])
 
 
 _written: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], bool]] = WeakKeyDictionary()

@@ -15,6 +15,7 @@ __all__ = [
     "backward_number",
     "buffers_of",
     "children_of",
+    "exporting",
     "hooks_of",
     "parameters_of",
     "parametrizations_cached",
@@ -50,12 +51,17 @@ def tape_serves() -> bool:
     """
     return (
         torch.is_grad_enabled()
-        and not torch.compiler.is_exporting()
+        and not exporting()
         and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
         and not parametrizations_cached()
     )
+
+
+def exporting() -> bool:
+    """Whether ``torch.export`` runs; the compiler of torch 2.11 takes ``torch.compiler.is_exporting`` for true."""
+    return torch.compiler._is_exporting_flag
 
 
 def children_of(part: nn.Module) -> dict[str, nn.Module | None]:
