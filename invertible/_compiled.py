@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,25 @@ def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def compile_function(function: nn.Module, kinds: dict[str, Callable[..., Any]], **options: Any) -> None:
+def compile_function(function: nn.Module, kinds: dict[Any, Callable[..., Any]], **options: Any) -> None:
     """Compiles a module in place, as ``function.compile(**options)`` does, with graphs shared by its kind.
 
     Torch allows 8 graphs per code object, and ``Module.compile`` has one for all modules there are. So each kind
     of function gets a code object of its own: what looks the same can share its graphs, and the limit counts shapes.
+    A function of which other parameters are trained is another kind: torch 2.11 would not notice.
     """
-    kind = kinds.setdefault(repr(function), FunctionType(_call.__code__.replace(), globals(), type(function).__name__))
-    set_compiled_call(function, torch.compile(MethodType(kind, function), **options))
+    variants: dict[tuple[bool, ...], Callable[..., Any]] = {}
+
+    def variant() -> Callable[..., Any]:
+        trained = tuple(p.requires_grad for p in function.parameters())
+        if trained not in variants:
+            kind = FunctionType(_call.__code__.replace(), globals(), type(function).__name__)
+            kind = kinds.setdefault((repr(function), trained), kind)
+            variants[trained] = torch.compile(MethodType(kind, function), **options)
+        return variants[trained]
+
+    variant()  # complains of wrong options
+    set_compiled_call(function, lambda *args, **named: variant()(*args, **named))
 
 
 def _call(self: Any, *args: Any, **options: Any) -> Any:
@@ -64,7 +75,8 @@ def evaluate(function: nn.Module, x: Tensor, condition: Value | None) -> Any:
     options = {} if condition is None else {"condition": condition}
     if not is_compiled(function) or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return function(x, **options)
-    given = [x, *([] if condition is None else leaves(condition))]
+    parts: list[Any] = [x, *leaves(cast("Value", condition))]
+    given = [t for t in parts if isinstance(t, Tensor)]
     if any(t.is_inference() for t in given):
         return function(x, **options)
     tracked = torch.is_grad_enabled() and any(t.requires_grad for t in chain(given, function.parameters()))
@@ -75,7 +87,9 @@ def evaluate(function: nn.Module, x: Tensor, condition: Value | None) -> Any:
     return result if tracked or not isinstance(result, Tensor) else result.detach()
 
 
-def _dense_leaf(x: Tensor) -> Tensor:
+def _dense_leaf(x: Any) -> Any:
+    if not isinstance(x, Tensor):
+        return x  # a condition may hold anything
     extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     if extent != x.numel():  # a slice of the channels, say
         x = x.clone()

@@ -1,11 +1,11 @@
 """What flows between layers: a tensor, or a nested tuple of tensors."""
 
-from collections.abc import Callable, Iterator
-from typing import TypeAlias, Union, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias, Union, cast
 
 from torch import Tensor
 
-__all__ = ["Value", "describe", "detached_leaf", "is_channels_last", "leaves", "map_value"]
+__all__ = ["Value", "alike", "describe", "detached_leaf", "is_channels_last", "leaves", "map_value"]
 
 Value: TypeAlias = Union[Tensor, tuple["Value", ...]]  # noqa: UP007 (an alias that names itself)
 """A tensor, or a (possibly nested) tuple of tensors: the streams of a reversible network."""
@@ -23,8 +23,13 @@ def leaves(value: Value) -> Iterator[Tensor]:
 def map_value(function: Callable[[Tensor], Tensor], value: Value) -> Value:
     """Applies a function to every tensor of a value and keeps the nesting."""
     if isinstance(value, tuple):
-        return tuple(map_value(function, part) for part in value)
+        return alike(value, (map_value(function, part) for part in value))
     return function(value)
+
+
+def alike(kind: Any, parts: Iterable[Any]) -> Any:
+    """A tuple of the same kind: a condition may be a named one."""
+    return kind._make(parts) if hasattr(kind, "_make") else tuple(parts)
 
 
 def detached_leaf(x: Tensor) -> Tensor:

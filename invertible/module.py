@@ -166,7 +166,7 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
             >>> net.compile_functions(backend="aot_eager")
             >>> net(torch.rand(2, 4, requires_grad=True)).sum().backward()
         """
-        kinds: dict[str, Callable[..., Any]] = {}
+        kinds: dict[Any, Callable[..., Any]] = {}
         for part in self.modules():
             if isinstance(part, InvertibleModule):
                 for function in part._functions():

@@ -127,15 +127,17 @@ def draw_network(draw):
     return net, x, torch.rand(batch, 2, generator=generator, dtype=torch.float64) + 0.5
 
 
-def outcome(net, x, condition=None, *, method="forward", grad=True, autocast=None, inside=False):
-    """All that one training step on a copy of the network leaves behind."""
-    net = copy.deepcopy(net)
+def outcome(
+    net, x, condition=None, *, method="forward", grad=True, autocast=None, inside=False, copies=True, compiled=None
+):
+    """All that one training step on a copy of the network leaves behind; or on itself, as a compiled one, say."""
+    net = copy.deepcopy(net) if copies else net
     net.zero_grad()
     torch.manual_seed(7)
     x, condition = (
         None if v is None else map_value(lambda t: t.detach().clone().requires_grad_(grad), v) for v in (x, condition)
     )
-    call = net if method == "forward" else getattr(net, method)
+    call = (net if method == "forward" else getattr(net, method)) if compiled is None else compiled
     context = autocast if autocast is not None else nullcontext()
     with context:
         result = call(x, condition=condition)

@@ -460,49 +460,6 @@ def test_export_takes_the_plain_path(strategy):
     assert not any("Node" in str(node.target) for node in exported.graph.nodes)
 
 
-@pytest.mark.parametrize("strategy", [None, Store(), *SAVING])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_a_compiled_network_is_one_graph_of_plain_autograd(backend, strategy):
-    torch.compiler.reset()
-    # The compiler of torch 2.11 cannot trace the context variable that says in training whether buffers move.
-    net, x = deep(2).train(not torch.__version__.startswith("2.11.")), data(grad=False)
-    net.backprop = strategy
-    compiled = torch.compile(net, backend=backend, fullgraph=True)
-
-    def train(net):
-        (compiled if net is mine else net)(x).square().sum().backward()
-        return [b.double() for b in net.buffers()]
-
-    mine, plain = net, with_strategy(net, None)
-    found, expected = ({str(i): t for i, t in enumerate(train(each))} | named_gradients(each) for each in (mine, plain))
-    assert_same(found, expected)
-
-
-@saving
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler looks at it, with Store too
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_functions_are_replayed(backend, strategy):
-    torch.compiler.reset()
-
-    def compiled(net):
-        for layer in net:
-            if isinstance(layer, Coupling):
-                layer.function.compile(backend=backend)
-        return net
-
-    net, x = deep(3), data()
-    expected, _ = outcome(net, x)
-    torch.manual_seed(7)
-    mine = compiled(with_strategy(net, strategy))
-    given = x.detach().clone().requires_grad_()
-    y = mine(given)
-    (y * torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
-    found = {"output 0": y.detach(), "input 0": given.grad, "random stream": torch.get_rng_state()}
-    found |= {f"parameter {k}": p.grad for k, p in mine.named_parameters()}
-    found |= {f"buffer {k}": b for k, b in mine.named_buffers()}
-    assert_same(found, expected)
-
-
 @saving
 def test_tracing_takes_the_plain_path(strategy):
     net, x = with_strategy(deep(2), strategy).eval(), data(grad=False)

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -12,9 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import invertible as inv
 from invertible import Coupling, Inverse, Recompute, Reconstruct, Sequential
-from invertible.backprop import is_replaying
 from tests.distributed import on_two
-from tests.networks import UsersAffine, assert_same, deep, function, with_strategy
+from tests.networks import UsersAffine, assert_same, deep, function
 
 SAVING = [Reconstruct(), Reconstruct(anchor_every=2), Recompute(), Recompute(every=2)]
 saving = pytest.mark.parametrize("strategy", SAVING, ids=repr)
@@ -151,7 +149,9 @@ def test_two_processes_train_as_one(options, data):
     if name == "idle":
         options = {**options, "find_unused_parameters": True, "static_graph": False}
     strategy = data.draw(st.sampled_from(SAVING))
-    accumulate = data.draw(st.booleans()) and not options.get("static_graph")  # they do not go together, whatever is kept
+    accumulate = data.draw(st.booleans()) and not options.get(
+        "static_graph"
+    )  # they do not go together, whatever is kept
     expected = in_one(name, accumulate)
     found = on_two(on_each, name, strategy, options, accumulate)
     for mine, theirs in zip(found, expected, strict=True):

@@ -1,6 +1,7 @@
 """The i-RevNets of Jacobsen et al., assembled from invertible layers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -149,6 +150,10 @@ class IRevNet(nn.Module):
     def drift(self) -> float | None:
         """How far off reconstructed values were in the last backward pass; see :class:`~invertible.Reconstruct`."""
         return self.body.drift
+
+    def compile_functions(self, **options: Any) -> None:
+        """Compiles the functions of all blocks; see :meth:`invertible.InvertibleModule.compile_functions`."""
+        self.body.compile_functions(**options)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits."""

@@ -1,6 +1,7 @@
 """Runs the layers of a network by its strategy."""
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from invertible import _check
 from invertible._buffers import buffers_moving
 from invertible._running import engine_of, running
 from invertible._value import leaves
 from invertible.module import Exactness, InvertibleModule
 
-from ._drift import Probes, report
+from ._drift import DriftWarning, Probes, report
 from ._node import Cell, Node, Seed, Step, form_of, rebuilt
 from ._replay import Replay, Survey
 from ._rules import opposite, rule_of
@@ -81,6 +83,7 @@ class Chain:
         self._reconstruct = strategy if isinstance(strategy, Reconstruct) else None
         self._links: dict[int, _Link] = {}
         self._count = 0
+        self._warned = False
 
     def step(self, layer: Any, method: str, function: Callable[..., Any], value: Any, condition: Any) -> Any:
         """Runs one layer."""
@@ -88,7 +91,7 @@ class Chain:
         def call(value: Any, condition: Any) -> Any:
             return function(layer, value, condition=condition)
 
-        return self._run([layer], method, call, value, condition)
+        return self._run([layer], method, call, value, condition, called=layer)
 
     def segment(self, layers: Sequence[Layer], method: str, call: Call, value: Any, condition: Any) -> Any:
         """Runs several layers as one, whose input is kept."""
@@ -110,7 +113,9 @@ class Chain:
         self._links.clear()
         return rebuilt(form_of(value), iter(tensors))
 
-    def _run(self, layers: Sequence[Any], method: str, call: Call, value: Any, condition: Any) -> Any:
+    def _run(
+        self, layers: Sequence[Any], method: str, call: Call, value: Any, condition: Any, *, called: Layer | None = None
+    ) -> Any:
         tensors: list[Any] = list(leaves(value))
         given: list[Any] = list(leaves(condition))
         conditions: list[Tensor] = [t for t in given if isinstance(t, Tensor)]
@@ -118,6 +123,7 @@ class Chain:
         if not all(isinstance(t, Tensor) for t in tensors) or any(is_lazy(p) for p in survey.held):
             with running(None):  # the layer's own error, or its very first run: plain autograd is right for it
                 return call(value, condition)
+        _refuse_late_gathering(survey, called)
         trained = [p for p in survey.held if p.requires_grad]
         links = [self._take(t) for t in tensors]
         first = layers[0]
@@ -133,6 +139,8 @@ class Chain:
                 result = call(value, condition)
             self._remember(leaves(result[0] if method.endswith("log_det") else result), fresh_after)
             return result
+        if self._reconstruct is not None and not free:
+            self._warn_of_narrow(first, tensors)
         step = Step(
             layers=layers,
             run=call,
@@ -170,6 +178,18 @@ class Chain:
             step.probes = Probes([tensors[i] for i in step.probed])
             step.report = functools.partial(report, self.net, strategy, layer, self._count)
 
+    def _warn_of_narrow(self, layer: Layer, tensors: Sequence[Tensor]) -> None:
+        narrow = next((t.dtype for t in tensors if t.dtype in {torch.float16, torch.bfloat16}), None)
+        if narrow is not None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{type(self.net).__name__}: values of {narrow} enter {_check.name(layer)}, and what is computed in 16 "
+                "bits can't be undone: gradients will be off. Keep the network in float32 and use torch.autocast; "
+                "under fully_shard, a MixedPrecisionPolicy without param_dtype.",
+                DriftWarning,
+                stacklevel=2,
+            )
+
     def _take(self, tensor: Tensor) -> _Link:
         """What is known of a tensor that enters a layer; a tensor from elsewhere is an entry of the chain."""
         link = self._links.pop(id(tensor), None) or self._take_alias(tensor)
@@ -195,6 +215,17 @@ class Chain:
             return
         for i, tensor in enumerate(tensors):
             self._links[id(tensor)] = _Link(tensor, tensor._version, cells[i] if cells else None, fresh)
+
+
+def _refuse_late_gathering(survey: Survey, called: Layer | None) -> None:
+    """Parameters must be there when a layer is called, or their gradients would go to what autograd never sees."""
+    late = next((part for part in survey.sharded if part is not called), None)
+    if late is not None:
+        raise ValueError(
+            f"{_check.name(late)}: fully_shard must be applied to a layer of the network or to a container, got a part "
+            "that is run again as part of something larger, so that its parameters would get no gradient. Inside a "
+            "coupling's function or a segment of Recompute(every=...) only Store() can train them."
+        )
 
 
 def _without_inverse(layer: Layer) -> bool:

@@ -86,6 +86,11 @@ class _Figures:
     layers: list[tuple[nn.Module, int]] = field(default_factory=list[tuple[nn.Module, int]])
     values: list[Tensor] = field(default_factory=list[Tensor])
 
+    @property
+    def captured(self) -> bool:
+        """Whether a CUDA graph is being captured, in which nothing can be read."""
+        return self.values[0].is_cuda and torch.cuda.is_current_stream_capturing()
+
     def record(self) -> None:
         # Not max(): it may pass over a NaN.
         worst = self.values[0] if len(self.values) == 1 else torch.stack(_together(self.values)).amax()
@@ -148,10 +153,11 @@ class _Backward:
         for cell in self.cells:
             cell.clear(final=not self.keeps_graph)
         figures = self.figures.values()
+        read = [each for each in figures if each.strategy.on_drift == "raise" and not each.captured]
         for each in figures:
-            if each.strategy.on_drift == "record":
+            if each not in read:
                 each.record()
-        errors = [each.judge() for each in figures if each.strategy.on_drift == "raise"]
+        errors = [each.judge() for each in read]
         error = next((e for e in errors if e is not None), None)
         if error is not None:
             raise error

@@ -1,6 +1,6 @@
 """One layer in autograd's graph, without what autograd would keep."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from invertible import _check
-from invertible._value import describe, detached_leaf, leaves
+from invertible._value import alike, describe, detached_leaf, leaves
 
 from ._drift import Probes, during_backward
 from ._replay import Replay
@@ -77,20 +77,15 @@ def fill(cells: Sequence[Cell | None], tensors: Sequence[Tensor]) -> None:
 def form_of(value: Any) -> Any:
     """The nesting of a value; what is no tensor stays as it is."""
     if isinstance(value, tuple):
-        return _like(value, (form_of(part) for part in cast("tuple[Any, ...]", value)))
+        return alike(value, (form_of(part) for part in cast("tuple[Any, ...]", value)))
     return _TENSOR if isinstance(value, Tensor) else value
 
 
 def rebuilt(form: Any, tensors: Iterator[Any]) -> Any:
     """A value of this form from these tensors."""
     if isinstance(form, tuple):
-        return _like(form, (rebuilt(part, tensors) for part in cast("tuple[Any, ...]", form)))
+        return alike(form, (rebuilt(part, tensors) for part in cast("tuple[Any, ...]", form)))
     return next(tensors) if form is _TENSOR else form
-
-
-def _like(kind: Any, parts: Iterable[Any]) -> Any:
-    """A tuple of the same kind: a condition may be a named one."""
-    return kind._make(parts) if hasattr(kind, "_make") else tuple(parts)
 
 
 Call = Callable[[Any, Any], Any]
@@ -307,6 +302,8 @@ class Node(torch.autograd.Function):
         outputs = step.accept(result)
         if step.rule is not None and step.replay.drew and not step.repeats_random:
             step.rule, step.probes = None, None  # its inverse may draw in another order
+        # What is returned as it was given would count as a view, of which in-place changes and FSDP complain.
+        outputs = [t.detach() if any(t is each for each in given) else t for t in outputs]
         ctx.step = step
         ctx.save_for_backward(*conditions, *(inputs if step.rule is None and step.adjoint is None else ()))
         return tuple(outputs)
@@ -330,7 +327,7 @@ class Seed(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.cells = [cell for cell in cells if cell is not None]
         ctx.save_for_backward(*(t for cell, t in zip(cells, tensors, strict=True) if cell is not None))
-        return tensors
+        return tuple(t.detach() for t in tensors)  # as it is, it would count as a view
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:

@@ -14,7 +14,7 @@ from invertible._buffers import one_at_a_time, replaced_buffers, said_of_buffers
 from invertible._compiled import compiled_call, is_compiled, set_compiled_call
 from invertible._running import engine_runs, running
 
-from ._torch import buffers_of, children_of, parameters_of
+from ._torch import buffers_of, children_of, compiler_stance, parameters_of, sharded_modules
 
 __all__ = ["Replay", "Survey", "is_replaying"]
 
@@ -41,19 +41,22 @@ def is_replaying() -> bool:
 class Survey:
     """All that is found in some layers in one walk through their modules, which is done once per run."""
 
-    __slots__ = ("compiled", "held", "modes", "norms", "others")
+    __slots__ = ("compiled", "held", "modes", "norms", "others", "sharded")
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         self.modes: list[tuple[nn.Module, bool, Callable[..., Any] | None]] = []
         """Every module, whether it is in training, and what it runs if it was compiled in place."""
         self.compiled = False
         """Whether any was compiled."""
+        self.sharded: list[nn.Module] = []
+        """Those that gather their parameters when they are called: ``fully_shard`` was applied to them."""
         self.held: dict[nn.Parameter, tuple[dict[str, Any], str]] = {}
         """Every parameter, and where it is."""
         self.norms: list[nn.Module] = []
         """Norms in training that count statistics but do not read them."""
         self.others: list[tuple[nn.Module, str, Tensor]] = []
         """All other buffers: a run may depend on their values."""
+        shards_itself = sharded_modules()
         seen: set[nn.Module] = set()
         todo = list(layers)
         while todo:
@@ -64,6 +67,8 @@ class Survey:
             todo += [child for child in children_of(part).values() if child is not None]
             self.modes.append((part, part.training, compiled_call(part)))
             self.compiled = self.compiled or is_compiled(part)
+            if isinstance(part, shards_itself):
+                self.sharded.append(part)
             own = parameters_of(part)
             for key, parameter in own.items():
                 if parameter is not None:
@@ -82,7 +87,9 @@ class Replay:
     ``record(run)`` runs; ``with again()`` is around a replay.
     """
 
-    __slots__ = ("autocast", "devices", "entry", "kinds", "may_write", "moving", "random", "read", "survey")
+    __slots__ = (
+        "after", "autocast", "devices", "entry", "kinds", "may_write", "moving", "random", "read", "stance", "survey",
+    )  # fmt: skip
 
     def __init__(self, survey: Survey, inputs: Sequence[Tensor], *, moving: bool = True) -> None:
         self.survey = survey
@@ -92,8 +99,10 @@ class Replay:
         self.autocast = {kind: torch.get_autocast_dtype(kind) for kind in self.kinds if torch.is_autocast_enabled(kind)}
         self.moving = said_of_buffers()
         self.random: list[tuple[torch.device, Tensor]] = []  # the states before the run, if it drew random numbers
+        self.after: list[int] = []  # digests of those after it
         self.entry: list[tuple[nn.Module, str, Tensor]] = []  # buffers that the run wrote, as they were before it
         self.read: list[tuple[nn.Module, str, Tensor, int]] = []  # those that it did not write, with their versions
+        self.stance = compiler_stance() if survey.compiled else None
 
     @property
     def drew(self) -> bool:
@@ -112,8 +121,9 @@ class Replay:
                     result = run()
             else:
                 result = run()
-        if any(not torch.equal(a, b) for (_, a), (_, b) in zip(random, self._random_state(), strict=True)):
-            self.random = random
+        after = self._random_state()
+        if any(not torch.equal(a, b) for (_, a), (_, b) in zip(random, after, strict=True)):
+            self.random, self.after = random, _digest(after)
         for part, key, buffer, version, copy in before:
             same = buffers_of(part).get(key) is buffer and buffer._version == version
             if not same or (self.may_write and _writes(part, key, copy)):
@@ -138,6 +148,8 @@ class Replay:
                         set_compiled_call(part, compiled)
                 if engine_runs():
                     stack.enter_context(running(None))
+                if self.stance is not None and compiler_stance() != self.stance:
+                    stack.enter_context(torch.compiler.set_stance(self.stance))
                 if said_of_buffers() != self.moving:
                     stack.enter_context(say_of_buffers(self.moving))
                 if self.entry:
@@ -195,6 +207,12 @@ class Replay:
         try:
             _set_random_state(self.random)
             yield
+            if _digest(self._random_state()) != self.after:
+                raise RuntimeError(
+                    "The replay for the backward pass did not draw the random numbers of the forward pass: does "
+                    "another thread draw from torch's global generator meanwhile, or a hook in one of the passes only? "
+                    "Give these a generator of their own, or use Store()."
+                )
         finally:
             _set_random_state(now)
 
@@ -257,6 +275,11 @@ def _writes(part: nn.Module, key: str, before: Tensor) -> bool:
 def _counts_only(part: nn.Module) -> bool:
     """Whether this is a norm of torch that in training writes its statistics and does not read them."""
     return isinstance(part, _NORM) and type(part).__module__.startswith("torch.nn.")
+
+
+def _digest(states: Sequence[tuple[torch.device, Tensor]]) -> list[int]:
+    """A number for each state: a sum in which each byte has its own weight. A state itself is 5 KiB on the CPU."""
+    return [int((state.long() * torch.arange(1, len(state) + 1)).sum()) for _, state in states]
 
 
 def _set_random_state(states: Sequence[tuple[torch.device, Tensor]]) -> None:

@@ -3,7 +3,9 @@
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportPrivateImportUsage=false, reportUnknownArgumentType=false
 
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,12 @@ __all__ = [
     "backward_number",
     "buffers_of",
     "children_of",
+    "compiler_stance",
     "exporting",
     "hooks_of",
     "parameters_of",
     "parametrizations_cached",
+    "sharded_modules",
     "tape_serves",
 ]
 
@@ -62,6 +66,19 @@ def tape_serves() -> bool:
 def exporting() -> bool:
     """Whether ``torch.export`` runs; the compiler of torch 2.11 takes ``torch.compiler.is_exporting`` for true."""
     return torch.compiler._is_exporting_flag
+
+
+def compiler_stance() -> Any:
+    """What ``torch.compiler.set_stance`` has set: whether compiled functions run as such."""
+    from torch._dynamo import eval_frame  # slow to import, and there already where anything is compiled
+
+    return eval_frame._stance.stance
+
+
+def sharded_modules() -> tuple[type, ...]:
+    """The class of what ``fully_shard`` was applied to, for ``isinstance``; none if nobody has imported it."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return () if fsdp is None else (fsdp.FSDPModule,)
 
 
 def children_of(part: nn.Module) -> dict[str, nn.Module | None]:

@@ -1,12 +1,14 @@
 """What runs uncompiled where a network is compiled as a whole: its own module, for it imports the compiler."""
 
+from typing import Any, cast
+
 import torch
 
 from ._chain import run
 
 __all__ = ["run_uncompiled"]
 
-run_uncompiled = torch.compiler.disable(
+run_uncompiled = cast("Any", torch.compiler).disable(
     run,
     reason="a network that does not store its activations is run backwards layer by layer, which is no one graph. "
     "Compile its functions: net.compile_functions(). Or keep the activations: net.backprop = Store(). For inference "

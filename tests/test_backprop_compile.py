@@ -1,0 +1,342 @@
+"""Compiled functions: one graph wherever they run. Compiled networks: exact, or refused with advice."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import invertible as inv
+import zoo
+from invertible import Coupling, Inverse, Recompute, Reconstruct, Sequential, Store
+from invertible.testing import measure_memory
+from tests.networks import (
+    METHODS,
+    Averaged,
+    Conditioned,
+    assert_same,
+    deep,
+    draw_network,
+    function,
+    outcome,
+    with_strategy,
+)
+
+STRATEGIES = [Store(), Recompute(), Recompute(every=2), Reconstruct(), Reconstruct(anchor_every=2)]
+SAVING = STRATEGIES[1:]
+each_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+saving = pytest.mark.parametrize("strategy", SAVING, ids=repr)
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler looks at it, with Store too
+
+
+class Counted(CompileCounterWithBackend):
+    """A backend that counts the graphs it is given, but for empty ones."""
+
+    @property
+    def count(self):
+        return sum(any(node.op == "call_function" for node in graph.graph.nodes) for graph in self.graphs)
+
+
+@pytest.fixture
+def graphs():
+    torch.compiler.reset()
+    return Counted("aot_eager")
+
+
+def data(channels=8, size=4, grad=True):
+    return torch.randn(3, channels, size, size, dtype=torch.float64, requires_grad=grad)
+
+
+def trained(net, x, **options):
+    """What a step leaves behind on the network itself, not on a copy."""
+    return outcome(net, x, copies=False, **options)[0]
+
+
+@given(data=st.data())
+@settings(max_examples=10)
+def test_compiled_functions_train_as_uncompiled_ones(data):
+    torch.compiler.reset()
+    net, x, condition = draw_network(data.draw)
+    method = data.draw(st.sampled_from(METHODS))
+    if method.startswith("inverse"):
+        with torch.no_grad():
+            x = copy.deepcopy(net).eval()(x, condition=condition)
+    expected, _ = outcome(net, x, condition, method=method)
+    net.backprop = data.draw(st.sampled_from(STRATEGIES))
+    net.compile_functions(backend="aot_eager")
+    assert_same(trained(net, x, condition=condition, method=method), expected, 1e-9)
+
+
+@each_strategy
+@pytest.mark.parametrize("method", METHODS)
+def test_one_graph_for_all_blocks_in_training_and_inversion(method, strategy, graphs):
+    """Of one kind of function, whether the input requires gradients, is a slice, or nothing is recorded."""
+    net = with_strategy(deep(3), strategy)
+    net.compile_functions(backend=graphs)
+    for grad in (True, False):
+        trained(net, data(), method=method, grad=grad)
+    with torch.no_grad():
+        net.inverse(net(data(grad=False)))
+        Inverse(net)(data(grad=False))
+    assert graphs.count == 1
+    trained(net, data(size=6), method=method)
+    assert graphs.count == 2  # one per shape
+    trained(net, data(), method=method)
+    assert graphs.count == 2
+
+
+@each_strategy
+@pytest.mark.parametrize("inside", [True, False])
+def test_one_graph_under_autocast(inside, strategy, graphs):
+    net, x = deep(3).float(), data().float()
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    expected, _ = outcome(net, x, autocast=autocast, inside=inside)
+    net.backprop = strategy
+    net.compile_functions(backend=graphs)
+    assert_same(trained(net, x, autocast=autocast, inside=inside), expected, 1e-5)
+    with autocast, torch.no_grad():
+        net.inverse(net(x))
+    assert graphs.count == 1
+
+
+def watched(function):
+    """Notes what a compiled function returns."""
+    inner, found = function._compiled_call_impl, []
+
+    def call(*args, **options):
+        result = inner(*args, **options)
+        found.append(result.detach().clone())
+        return result
+
+    function._compiled_call_impl = call
+    return found
+
+
+@saving
+def test_a_compiled_function_gives_the_same_bits_everywhere(strategy):
+    """In forward, in the replay and in the inverse; with inputs that require gradients or not."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    net = Sequential(inv.Split(), Coupling(function(4)), inv.Merge(), backprop=strategy)
+    net.compile_functions(backend="aot_eager")
+    found = watched(net[1].function)
+    x = torch.randn(3, 8, 4, 4)
+    net(x).sum().backward()
+    assert len(found) == 2
+    with torch.no_grad():
+        net.inverse(net(x))
+    net(x.requires_grad_()).sum().backward()
+    assert len(found) == 6
+    assert all(torch.equal(found[0], each) for each in found)
+
+
+@each_strategy
+def test_random_numbers_and_buffers_of_compiled_functions(strategy, graphs):
+    averaged = Averaged(torch.ones(1))  # torch 2.11 compiles such a module wrongly if its buffer has no dimension
+    net = Sequential(inv.Split(), Coupling(nn.Sequential(function(4, dropout=0.3), averaged)), inv.Merge()).double()
+    x = data()
+    expected, _ = outcome(net, x)
+    net.backprop = strategy
+    net.compile_functions(backend=graphs)
+    assert_same(trained(net, x), expected)
+    assert graphs.count == 1
+
+
+@each_strategy
+def test_frozen_networks_stay_frozen(strategy):
+    torch.compiler.reset()
+    net = with_strategy(deep(2), strategy).requires_grad_(False)
+    net.compile_functions(backend="aot_eager")
+    assert not net(data(grad=False)).requires_grad
+    y = net(data())
+    assert y.requires_grad
+    net[1].requires_grad_(True)
+    net(data(grad=False)).sum().backward()
+    assert net[1].function[2].weight.grad.any()
+    assert net[2].function[2].weight.grad is None
+
+
+def test_inference_mode_and_conditions():
+    torch.compiler.reset()
+    net = Sequential(*[Coupling(Conditioned(2)) for _ in range(2)], backprop=Reconstruct()).double()
+    pair, condition = tuple(torch.randn(2, 3, 2, 4, 4).double()), torch.rand(3, 2).double()
+    expected = net.eval()(pair, condition=condition)
+    net.compile_functions(backend="aot_eager")
+    with torch.inference_mode():
+        found = net(pair, condition=condition)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_each_kind_of_function_has_a_limit_of_its_own(graphs):
+    """Torch compiles 8 graphs per code object and then, with a warning, no more; an i-RevNet needs more than that."""
+    net = zoo.irevnet_small(num_classes=10)
+    net.compile_functions(backend=graphs)
+    net.backprop = Reconstruct()
+    for size in (32, 64):
+        net(torch.rand(2, 3, size, size)).sum().backward()
+    kinds = {repr(part.function) for part in net.modules() if isinstance(part, Coupling)}
+    assert graphs.count == 2 * len(kinds) > 8
+
+
+@saving
+@pytest.mark.parametrize("before", [True, False])
+def test_a_step_is_compiled_throughout_or_not_at_all(before, strategy, graphs):
+    """What is compiled, or is no longer, after the forward pass is replayed as it ran."""
+    net, x = with_strategy(deep(2), strategy), data()
+    net.compile_functions(backend=graphs)
+    calls = [watched(layer.function) for layer in net[1:3]]
+    compiled = [layer.function._compiled_call_impl for layer in net[1:3]]
+
+    def compile_(yes):
+        for layer, call in zip(net[1:3], compiled, strict=True):
+            layer.function._compiled_call_impl = call if yes else None
+
+    compile_(before)
+    y = net(x)
+    compile_(not before)
+    y.sum().backward()
+    assert [len(each) for each in calls] == ([2, 2] if before else [0, 0])
+    assert [layer.function._compiled_call_impl for layer in net[1:3]] == ([None, None] if before else compiled)
+
+
+@saving
+def test_a_stance_of_the_compiler_is_replayed(strategy, graphs):
+    net, x = with_strategy(deep(2), strategy), data()
+    net.compile_functions(backend=graphs)
+    with torch.compiler.set_stance("force_eager"):
+        y = net(x)
+    y.sum().backward()
+    assert graphs.count == 0
+
+
+def test_copies_are_not_compiled_and_train():
+    torch.compiler.reset()
+    net, x = with_strategy(deep(2), Reconstruct()), data()
+    expected, _ = outcome(net, x)
+    net.compile_functions(backend="aot_eager")
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):  # noqa: S301
+        assert_same(trained(other, x), expected)
+        assert other[1].function._compiled_call_impl is None
+
+
+def test_bad_options_change_nothing():
+    net = deep(2)
+    with pytest.raises(TypeError, match="bakcend"):
+        net.compile_functions(bakcend="eager")
+    assert net[1].function._compiled_call_impl is None
+
+
+@pytest.mark.parametrize("strategy", [None, Store()])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_network_that_stores_is_one_graph(backend, strategy):
+    torch.compiler.reset()
+    # The compiler of torch 2.11 cannot trace the context variable that says in training whether buffers move.
+    net, x = deep(2).train(not torch.__version__.startswith("2.11.")), data(grad=False)
+    expected, _ = outcome(net, x, grad=False)
+    net.backprop = strategy
+    compiled = torch.compile(net, backend=backend, fullgraph=True)
+    assert_same(trained(net, x, grad=False, compiled=compiled), expected)
+
+
+class Affine(inv.CouplingTransform):
+    """A scale and a shift, in the library's terms."""
+
+    parameters_per_element = 2
+
+    def forward(self, x, parameters):
+        log_scale, shift = parameters.tanh().chunk(2, 1)
+        return x * log_scale.exp() + shift
+
+    def inverse(self, y, parameters):
+        log_scale, shift = parameters.tanh().chunk(2, 1)
+        return (y - shift) * (-log_scale).exp()
+
+    def forward_and_log_det(self, x, parameters):
+        raise NotImplementedError
+
+    inverse_and_log_det = forward_and_log_det
+
+
+class Classifier(nn.Module):
+    """A network in the middle of one that the compiler sees whole."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.head = net, nn.Linear(8, 3).double()
+
+    def forward(self, x, condition=None):
+        return self.head(torch.relu(self.net(2 * x)).mean((2, 3)))
+
+
+@saving
+def test_a_compiled_network_that_saves_memory_runs_outside_the_graphs(strategy, graphs):
+    net, x = Classifier(deep(4)), data()
+    expected, _ = outcome(net, x)
+    net.net.backprop = strategy
+    assert_same(trained(net, x, compiled=torch.compile(net, backend=graphs)), expected)
+    assert graphs.count == 2  # what is before, and what is behind
+
+
+def test_a_compiled_network_keeps_the_memory_promise():
+    torch.compiler.reset()
+
+    def kept(depth):
+        net = with_strategy(deep(depth), Reconstruct())
+        net.compile_functions(backend="aot_eager")
+        run, x = torch.compile(net, backend="aot_eager"), data(size=16)
+        run(x).sum().backward()
+        return measure_memory(lambda: run(x))[1].kept
+
+    assert kept(3) == kept(6)
+
+
+@saving
+def test_one_graph_of_what_saves_memory_is_refused_with_advice(strategy):
+    torch.compiler.reset()
+    compiled = torch.compile(with_strategy(deep(2), strategy), backend="aot_eager", fullgraph=True)
+    with pytest.raises(Exception, match=r"Compile its functions: net\.compile_functions\(\)\. Or .* Store\(\)\."):
+        compiled(data())
+
+
+@each_strategy
+@pytest.mark.parametrize("functions", [True, False])
+@pytest.mark.parametrize("method", ["forward", "inverse"])
+def test_inference_is_one_graph_whatever_is_kept(method, functions, strategy):
+    torch.compiler.reset()
+    net, x = with_strategy(deep(2), strategy).eval(), data(grad=False)
+    if functions:
+        net.compile_functions(backend="aot_eager")
+    compiled = torch.compile(getattr(net, method), backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), getattr(net, method)(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits", "volume", "affine"])
+def test_inductor_trains_and_inverts(name):
+    """Three representative networks, with the compiler's own kernels."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    if name == "digits":
+        net, x = zoo.irevnet_small(num_classes=10).body, torch.rand(4, 3, 32, 32)
+    elif name == "volume":
+        net, x = deep(6, channels=4, dims=3).float(), torch.randn(2, 8, 8, 8, 8)
+    else:
+        couplings = [Coupling(function(4, 8, dropout=0.1), Affine()) for _ in range(4)]
+        net, x = Sequential(inv.Split(), *couplings, inv.Merge()), torch.randn(4, 8, 8, 8)
+    plain, _ = outcome(net, x)
+    net.compile_functions()
+    for strategy in (Store(), Reconstruct(), Recompute(every=2)):
+        net.backprop = strategy
+        net.zero_grad()
+        found = trained(net, x)
+        if strategy == Store():
+            expected = found
+            del plain["random stream"], found["random stream"]  # inductor draws its own
+            assert_same({k: v for k, v in found.items() if name != "affine"}, plain, 1e-3)
+        assert_same(found, expected, 1e-4)
