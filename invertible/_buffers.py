@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
 
 from torch import Tensor, nn
 
@@ -19,26 +18,32 @@ __all__ = [
     "say_of_buffers",
 ]
 
-# None: nobody has said. Then forward moves buffers and inverse doesn't.
-_moving: ContextVar[bool | None] = ContextVar("invertible_buffers_moving", default=None)
+
+class _Said(threading.local):
+    """What a call around has said, in each thread; no context variable, which torch.compile cannot trace."""
+
+    def __init__(self) -> None:
+        self.moving: bool | None = None  # nobody has said: then forward moves buffers and inverse doesn't
+
+
+_said = _Said()
 
 one_at_a_time = threading.RLock()  # or one thread would take another's copies for the true buffers
 
 
 def buffers_moving(*, default: bool) -> bool:
     """Whether the functions inside may move their buffers now."""
-    moving = _moving.get()
-    return default if moving is None else moving
+    return default if _said.moving is None else _said.moving
 
 
 def said_of_buffers() -> bool | None:
     """What a call around has said, for :func:`say_of_buffers` to say again when a layer is replayed."""
-    return _moving.get()
+    return _said.moving
 
 
 def buffers_move(module: nn.Module, move: bool) -> AbstractContextManager[None]:
     """Says for the calls inside whether buffers move, unless a call around has said so already."""
-    return say_of_buffers(move) if in_training(module) and _moving.get() is None else nullcontext()
+    return say_of_buffers(move) if in_training(module) and _said.moving is None else nullcontext()
 
 
 def buffers_stay(module: nn.Module) -> AbstractContextManager[None]:
@@ -47,18 +52,19 @@ def buffers_stay(module: nn.Module) -> AbstractContextManager[None]:
 
 
 def in_training(module: nn.Module) -> bool:
-    """Whether any part is: in ``eval`` no buffer moves, and torch.compile needs no context variable traced."""
+    """Whether any part is: in ``eval`` no buffer moves."""
     return any(part.training for part in module.modules())
 
 
 @contextmanager
 def say_of_buffers(move: bool | None) -> Generator[None]:
     """Says for the calls inside whether buffers move; ``None`` leaves it to each direction."""
-    token = _moving.set(move)
+    before = _said.moving
+    _said.moving = move
     try:
         yield
     finally:
-        _moving.reset(token)
+        _said.moving = before
 
 
 @contextmanager

@@ -235,12 +235,12 @@ def test_bad_options_change_nothing():
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_network_that_stores_is_one_graph(backend, strategy):
     torch.compiler.reset()
-    # The compiler of torch 2.11 cannot trace the context variable that says in training whether buffers move.
-    net, x = deep(2).train(not torch.__version__.startswith("2.11.")), data(grad=False)
-    expected, _ = outcome(net, x, grad=False)
-    net.backprop = strategy
-    compiled = torch.compile(net, backend=backend, fullgraph=True)
-    assert_same(trained(net, x, grad=False, compiled=compiled), expected)
+    net, x = deep(2), data(grad=False)
+    for module in (net, Inverse(net)):
+        expected, _ = outcome(module, x, grad=False)
+        net.backprop = strategy
+        compiled = torch.compile(module, backend=backend, fullgraph=True)
+        assert_same(trained(module, x, grad=False, compiled=compiled), expected)
 
 
 class Affine(inv.CouplingTransform):
@@ -317,6 +317,7 @@ def test_inference_is_one_graph_whatever_is_kept(method, functions, strategy):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # inductor of torch 2.11 imports what is deprecated
 @pytest.mark.parametrize("name", ["digits", "volume", "affine"])
 def test_inductor_trains_and_inverts(name):
     """Three representative networks, with the compiler's own kernels."""
@@ -329,14 +330,16 @@ def test_inductor_trains_and_inverts(name):
     else:
         couplings = [Coupling(function(4, 8, dropout=0.1), Affine()) for _ in range(4)]
         net, x = Sequential(inv.Split(), *couplings, inv.Merge()), torch.randn(4, 8, 8, 8)
-    plain, _ = outcome(net, x)
+    expected, _ = outcome(net, x)
+    start = copy.deepcopy(net.state_dict())
     net.compile_functions()
     for strategy in (Store(), Reconstruct(), Recompute(every=2)):
         net.backprop = strategy
+        net.load_state_dict(start)
         net.zero_grad()
         found = trained(net, x)
-        if strategy == Store():
-            expected = found
-            del plain["random stream"], found["random stream"]  # inductor draws its own
-            assert_same({k: v for k, v in found.items() if name != "affine"}, plain, 1e-3)
-        assert_same(found, expected, 1e-4)
+        if name == "affine" and strategy == Store():
+            expected = found  # inductor draws random numbers in another way
+        assert_same(found, expected, 1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(net.eval().inverse(net(x)), x, rtol=1e-4, atol=1e-4)
