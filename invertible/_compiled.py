@@ -15,7 +15,7 @@ __all__ = ["compile_function", "compiled_call", "evaluate", "is_compiled", "set_
 
 
 def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of :func:`torch.compile`, completed.
+    """Options of ``torch.compile``, completed.
 
     Inductor would let the gradients come back in another layout than the streams have, and to add them is slow.
     """

@@ -154,10 +154,10 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
         agree to the last bit: one graph for each kind of function, shape and mode. Compiling a network as a whole,
         ``torch.compile(net)``, is for networks that store their activations, and for inference.
 
-        Copies made by :func:`copy.deepcopy` or pickling are not compiled.
+        Copies made by ``copy.deepcopy`` or pickling are not compiled.
 
         Args:
-            **options: those of :func:`torch.compile`. ``dynamic`` is ``False`` unless given: a graph for any size may
+            **options: those of ``torch.compile``. ``dynamic`` is ``False`` unless given: a graph for any size may
                 replace that of one size between forward and backward, and round differently. ``mode`` must not be
                 ``"reduce-overhead"``, which reuses the memory of an output at the next call.
 

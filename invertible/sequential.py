@@ -259,7 +259,7 @@ class Sequential(InvertibleModule[Any, Any]):
 
     def _trace(self, method: str, value: Any, condition: Value | None) -> Iterator[tuple[str, Any]]:
         for position, key, layer in self._ordered(method):
-            if type(layer) is Sequential:  # a subclass may have a forward of its own
+            if isinstance(layer, Sequential) and type(layer).forward is Sequential.forward:  # fully_shard subclasses
                 try:
                     for inner, result in layer._trace(method, value, condition):
                         yield f"{key}.{inner}", result

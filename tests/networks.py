@@ -1,6 +1,7 @@
 """Networks for the tests of the gradient engine, and all that a training step leaves behind."""
 
 import copy
+import threading
 from contextlib import nullcontext
 
 import torch
@@ -188,3 +189,23 @@ def with_strategy(net, strategy):
     net = copy.deepcopy(net)
     net.backprop = strategy
     return net
+
+
+def in_threads(*functions):
+    """What the functions return, or raise, when they run at the same time."""
+    found = [None] * len(functions)
+    barrier = threading.Barrier(len(functions))
+
+    def run(i):
+        barrier.wait()
+        try:
+            found[i] = functions[i]()
+        except Exception as error:  # noqa: BLE001 (the test looks at it)
+            found[i] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(functions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found

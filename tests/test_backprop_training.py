@@ -11,7 +11,7 @@ from torch import nn
 import invertible as inv
 from invertible import Coupling, Recompute, Reconstruct, Sequential, Store
 from invertible.testing import measure_memory
-from tests.networks import assert_same, deep, function, with_strategy
+from tests.networks import assert_same, deep, function, in_threads, with_strategy
 
 SAVING = [Reconstruct(), Reconstruct(anchor_every=2), Recompute(), Recompute(every=2)]
 saving = pytest.mark.parametrize("strategy", SAVING, ids=repr)
@@ -143,13 +143,12 @@ def test_an_average_of_the_weights(use_buffers, strategy):
 
     def train(net):
         optimizer = sgd(net)
-        average = None
+        ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+        loss_of(net(batch(5))).backward()
+        average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=ema, use_buffers=use_buffers)
         for step in range(4):
             optimizer.zero_grad()
             loss_of(net(batch(step))).backward()
-            if average is None:
-                ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
-                average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=ema, use_buffers=use_buffers)
             optimizer.step()
             average.update_parameters(net)
         torch.optim.swa_utils.update_bn([batch(9)], average)
@@ -175,13 +174,14 @@ def test_copies_made_in_the_middle_of_training(between, copied, strategy):
     net = with_strategy(deep(3), strategy)
     expected = plainly(copy.deepcopy(net))
     optimizer = sgd(net)
+    other = net
     for step in range(2):
         optimizer.zero_grad()
         loss = loss_of(net(batch(step)))
-        other = copied(net) if between else None
+        other = copied(net)
         loss.backward()
         optimizer.step()
-    other = other or copied(net)
+    other = other if between else copied(net)
     assert other.backprop == strategy
     if copied is not copy.copy and not between:
         fresh = sgd(other)
@@ -196,25 +196,6 @@ def test_copies_made_in_the_middle_of_training(between, copied, strategy):
         loss_of(net(batch(step))).backward()
         optimizer.step()
     assert_same(state(net), expected, 1e-10)
-
-
-def in_threads(*functions):
-    found = [None] * len(functions)
-    barrier = threading.Barrier(len(functions))
-
-    def run(i):
-        barrier.wait()
-        try:
-            found[i] = functions[i]()
-        except Exception as error:  # noqa: BLE001 (the test looks at it)
-            found[i] = error
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(functions))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
 
 
 @saving
