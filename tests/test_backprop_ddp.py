@@ -1,6 +1,7 @@
 """Two processes with DistributedDataParallel train as one process does, and their communication overlaps."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -17,13 +18,14 @@ from tests.networks import UsersAffine, assert_same, deep, function
 SAVING = [Reconstruct(), Reconstruct(anchor_every=2), Recompute(), Recompute(every=2)]
 saving = pytest.mark.parametrize("strategy", SAVING, ids=repr)
 TINY = {"bucket_cap_mb": 1e-4}
-OPTIONS = [
-    {},
-    TINY,
-    {"static_graph": True},
-    {"find_unused_parameters": True},
-    {"gradient_as_bucket_view": True},
-    {**TINY, "static_graph": True, "gradient_as_bucket_view": True},
+OPTIONS = [  # of DDP, and whether gradients are accumulated, which torch refuses to do with a static graph
+    ({}, False),
+    ({}, True),
+    (TINY, True),
+    ({"static_graph": True}, False),
+    ({"find_unused_parameters": True}, True),
+    ({"gradient_as_bucket_view": True}, True),
+    ({**TINY, "static_graph": True, "gradient_as_bucket_view": True}, False),
 ]
 
 
@@ -113,20 +115,23 @@ def state(net):
     return {k: p.detach().clone() for k, p in net.named_parameters()} | {k: b.clone() for k, b in net.named_buffers()}
 
 
-def train_half(rank, name, strategies, options, accumulate, compiled=False):
+def train_half(rank, name, strategies, options, accumulate, compiled=None):
     """Three steps on this process's half of each batch, for each strategy."""
+    warnings.simplefilter("ignore")  # of the compiler
     found = []
     for strategy in strategies:
         net = built(name, strategy)
-        if compiled:
+        if compiled == "functions":
             net.compile_functions(backend="aot_eager")
-        wrapped = DistributedDataParallel(net, **options)
+        inside = torch.compile(net, backend="aot_eager") if compiled == "inside" else net
+        ddp = DistributedDataParallel(inside, **options)
+        run = torch.compile(ddp, backend="aot_eager") if compiled == "outside" else ddp
         optimizer = optimizer_of(net)
         for step in range(3):
             if accumulate:
-                with wrapped.no_sync():
-                    loss_of(wrapped(batch(step, rank, 1))).backward()
-            loss_of(wrapped(batch(step, rank))).backward()
+                with ddp.no_sync():
+                    loss_of(run(batch(step, rank, 1))).backward()
+            loss_of(run(batch(step, rank))).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         found.append(state(net))
@@ -150,24 +155,23 @@ def in_one(name, accumulate=False):
     return [state(net) | found[rank] for rank in range(2)]
 
 
-@pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("options", "accumulate"), OPTIONS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_two_processes_train_as_one(name, options, accumulate):
     if name == "idle":
-        options = {**options, "find_unused_parameters": True}
-    if options.get("static_graph"):  # does not go with accumulation in the first step, nor with unused parameters
-        accumulate, name = False, "plain" if name == "idle" else name
+        options = {"find_unused_parameters": True, **options}
     expected = in_one(name, accumulate)
     for mine, theirs in zip(on_two(train_half, name, SAVING, options, accumulate), expected, strict=True):
         for each in mine:
             assert_same(each, theirs, 1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")
-def test_compiled_functions_train_as_one_too():
+@pytest.mark.parametrize("compiled", ["functions", "inside", "outside"])
+def test_compiled_networks_train_as_one_too(compiled):
+    """Their functions; or all of it, inside of DDP or around it."""
     expected = in_one("plain")
-    for mine, theirs in zip(on_two(train_half, "plain", SAVING, {}, False, True), expected, strict=True):
+    found = on_two(train_half, "plain", [Reconstruct(), Recompute()], {}, False, compiled)
+    for mine, theirs in zip(found, expected, strict=True):
         for each in mine:
             assert_same(each, theirs, 1e-10)
 
