@@ -1,6 +1,7 @@
 """Functions that are compiled each by itself, and run by one graph wherever they run."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from types import FunctionType, MethodType
@@ -9,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ._value import Value, detached_leaf, leaves, map_value
+from ._value import Value, detached_leaf, is_channels_last, leaves, map_value
 
 __all__ = ["compile_function", "compiled_call", "evaluate", "is_compiled", "set_compiled_call", "with_defaults"]
 
@@ -20,8 +21,15 @@ def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
     Inductor would let the gradients come back in another layout than the streams have, and to add them is slow.
     """
     options = {"dynamic": False, **options}
-    if options.get("backend", "inductor") == "inductor" and options.get("mode") is None:
-        options["options"] = {"layout_optimization": False, **(options.get("options") or {})}
+    mode = options.get("mode")
+    special: dict[str, Any] = options.get("options") or {}
+    if mode in {"reduce-overhead", "max-autotune"} or special.get("triton.cudagraphs"):
+        raise ValueError(
+            "compile_functions: CUDA graphs would reuse the memory of a function's output while it is needed, "
+            f'got mode={mode!r}, options={special!r}. Take mode="max-autotune-no-cudagraphs", or capture whole steps.'
+        )
+    if options.get("backend", "inductor") == "inductor" and mode is None:
+        options["options"] = {"layout_optimization": False, **special}
     return options
 
 
@@ -33,12 +41,14 @@ def compile_function(function: nn.Module, kinds: dict[Any, Callable[..., Any]], 
     A function of which other parameters are trained is another kind: torch 2.11 would not notice.
     """
     variants: dict[tuple[bool, ...], Callable[..., Any]] = {}
+    held: list[dict[str, nn.Parameter | None]] = [part.__dict__["_parameters"] for part in function.modules()]
+    look = (repr(function), *((name, tuple(value.shape)) for name, value in function.state_dict().items()))
 
     def variant() -> Callable[..., Any]:
-        trained = tuple(p.requires_grad for p in function.parameters())
+        trained = tuple(p.requires_grad for parameters in held for p in parameters.values() if p is not None)
         if trained not in variants:
             kind = FunctionType(_call.__code__.replace(), globals(), type(function).__name__)
-            kind = kinds.setdefault((repr(function), trained), kind)
+            kind = kinds.setdefault((look, trained), kind)
             variants[trained] = torch.compile(MethodType(kind, function), **options)
         return variants[trained]
 
@@ -73,27 +83,81 @@ def evaluate(function: nn.Module, x: Tensor, condition: Value | None) -> Any:
     without its cache, as the replay must.
     """
     options = {} if condition is None else {"condition": condition}
-    if not is_compiled(function) or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+    if not is_compiled(function) or _transformed():
         return function(x, **options)
     parts: list[Any] = [x, *leaves(cast("Value", condition))]
     given = [t for t in parts if isinstance(t, Tensor)]
-    if any(t.is_inference() for t in given):
-        return function(x, **options)
-    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in chain(given, function.parameters()))
-    x = _dense_leaf(x)
-    options = {name: map_value(_dense_leaf, value) for name, value in options.items()}
+    if torch.is_inference_mode_enabled() or any(t.is_inference() for t in given):
+        return function(_plain_layout(x), **options)  # has no graph to train: another one
+    made: list[Tensor] = []
+
+    def leaf(t: Any) -> Any:
+        if not isinstance(t, Tensor):
+            return t  # a condition may hold anything
+        t = _plain_layout(t)
+        if not (torch.is_grad_enabled() and t.requires_grad):
+            t = detached_leaf(t)
+            made.append(t)
+        return t
+
+    x = leaf(x)
+    options = {name: map_value(leaf, value) for name, value in options.items()}
     with torch.enable_grad(), _uncached_autocast(x.device.type):
         result = function(x, **options)
-    return result if tracked or not isinstance(result, Tensor) else result.detach()
+    if not isinstance(result, Tensor):
+        return result
+    tracked = torch.is_grad_enabled() and (
+        any(t.requires_grad for t in chain(given, function.parameters())) or _depends_on_others(result, made)
+    )
+    return result if tracked else result.detach()
 
 
-def _dense_leaf(x: Any) -> Any:
-    if not isinstance(x, Tensor):
-        return x  # a condition may hold anything
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    if extent != x.numel():  # a slice of the channels, say
-        x = x.clone()
-    return x if torch.is_grad_enabled() and x.requires_grad else detached_leaf(x)
+def _transformed() -> bool:
+    """Whether something larger is traced, or ``torch.func`` or forward-mode differentiation is at work."""
+    private: Any = torch
+    return (
+        torch.compiler.is_dynamo_compiling()
+        or private.compiler._is_exporting_flag
+        or private._C._are_functorch_transforms_active()
+        or private.autograd.forward_ad._current_level >= 0
+    )
+
+
+def _depends_on_others(result: Tensor, made: Sequence[Tensor]) -> bool:
+    """Whether a gradient would go anywhere but to these leaves: to a tensor that is no parameter, say."""
+    known = {id(t) for t in made}
+    todo: list[Any] = [result.grad_fn] if result.grad_fn is not None else []
+    seen: set[Any] = set()
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) not in known:
+            return True
+        todo += [after for after, _ in node.next_functions if after is not None]
+    return False
+
+
+def _plain_layout(x: Tensor) -> Tensor:
+    """Contiguous or channels last, with the strides of a new tensor: graphs are made for strides, not for formats."""
+    if x.stride() == _strides(x.shape, range(x.ndim)):
+        return x
+    if not is_channels_last(x) or math.prod(x.shape[2:]) == 1:  # of one pixel both are the same
+        return x.clone(memory_format=torch.contiguous_format)
+    if x.stride() == _strides(x.shape, (0, *range(2, x.ndim), 1)):
+        return x
+    return x.clone(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+
+
+def _strides(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    """Those of a new tensor with these dimensions from the outermost to the innermost."""
+    strides, step = [1] * len(shape), 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= max(shape[dim], 1)
+    return tuple(strides)
 
 
 def _uncached_autocast(kind: str) -> AbstractContextManager[Any]:

@@ -34,7 +34,7 @@ _now: ContextVar[tuple[Engine, Any] | None] = ContextVar("invertible_engine", de
 
 def engine_of(layer: Any) -> Engine | None:
     """The engine that runs this layer now; ``None`` where plain autograd does."""
-    now = None if torch.compiler.is_compiling() else _now.get()
+    now = None if torch.compiler.is_dynamo_compiling() else _now.get()
     return now[0] if now is not None and (now[1] is layer or now[1] is None) else None
 
 
@@ -56,7 +56,7 @@ def running(new: Engine | None, layer: Any = None) -> Generator[None]:
 def call(container: Any, layer: Any, method: str, value: Any, condition: Any) -> Any:
     """Calls a container's layer, by the engine that runs the container, if one does."""
     function = layer if method == "forward" else getattr(layer, method)  # forward through hooks
-    if torch.compiler.is_compiling() or _now.get() is None:
+    if torch.compiler.is_dynamo_compiling() or _now.get() is None:
         return function(value, condition=condition)
     with running(engine_of(container), layer):
         return function(value, condition=condition)

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from . import _check
 from ._buffers import buffers_moving, in_training, kept_buffers
-from ._compiled import evaluate
+from ._compiled import evaluate, is_compiled
+from ._random import draws
 from ._value import Value, describe, detached_leaf
 from .module import Exactness, InvertibleModule, zero_log_det
 
 __all__ = ["Additive", "Coupling", "CouplingTransform"]
-
-_DROPOUT: type[nn.Module] = nn.modules.dropout._DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 
 class CouplingTransform(nn.Module, abc.ABC):
@@ -148,7 +147,7 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
     @property
     def stochastic(self) -> bool:
         inside = list(self.modules())[1:]
-        return any(_draws(part) or getattr(part, "stochastic", False) is True for part in inside)
+        return any(draws(part) or getattr(part, "stochastic", False) is True for part in inside)
 
     def forward(self, x: tuple[Tensor, Tensor], *, condition: Value | None = None) -> tuple[Tensor, Tensor]:
         x1, x2 = self._streams(x)
@@ -274,8 +273,8 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
             x2 = x2.clone()  # its writes are not counted, so that they can't be refused
         with kept_buffers(self.function) if keep else nullcontext():
             taken = condition if condition is not None and self._takes_condition() else None
-            parameters = evaluate(self.function, x2, taken)
-        if _version(x2) != version:
+            parameters = self._call_function(x2, taken)
+        if None not in (version, now := _version(x2)) and now != version:
             raise ValueError(
                 f"{_check.name(self)}: the function must not write to its input, but it did, and the stream is lost. "
                 "Is its first layer in-place, such as ReLU(inplace=True)?"
@@ -285,6 +284,17 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
             moved = not keep and self.function.training and any(True for _ in self.function.buffers())
             raise type(fault)(f"{fault} The function's buffers have moved already.") if moved else fault
         return parameters
+
+    def _call_function(self, x2: Tensor, condition: Value | None) -> Any:
+        try:
+            return evaluate(self.function, x2, condition)
+        except Exception as error:
+            if is_compiled(self.function) and any(getattr(part, "inplace", False) for part in self.function.modules()):
+                error.add_note(
+                    f"{_check.name(self)}: the function must not write to its input. Is its first layer in-place, such "
+                    "as ReLU(inplace=True)?"
+                )
+            raise
 
     def _functions(self) -> Sequence[nn.Module]:
         return (self.function,)
@@ -313,13 +323,6 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
 def _version(x: Tensor) -> int | None:
     """Counts the writes to a tensor; inference tensors and traced ones don't count theirs."""
     return None if torch.compiler.is_compiling() or x.is_inference() else x._version
-
-
-def _draws(part: nn.Module) -> bool:
-    """Whether a module of torch's own draws random numbers now."""
-    if isinstance(part, nn.MultiheadAttention):
-        return part.training and part.dropout > 0
-    return part.training and (isinstance(part, nn.RReLU) or (isinstance(part, _DROPOUT) and getattr(part, "p", 1) > 0))
 
 
 def _check_option(option: str, value: object, kind: type) -> None:

@@ -151,15 +151,19 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
         """Compiles the functions of all couplings inside, each by itself, in place.
 
         A function runs by the same graph in forward, in the replay for the gradients and in the inverse, so that they
-        agree to the last bit: one graph for each kind of function, shape and mode. Compiling a network as a whole,
-        ``torch.compile(net)``, is for networks that store their activations, and for inference.
+        agree to the last bit: one graph for each kind of function, shape, mode, kind of autocast and set of trained
+        parameters, and another one under ``inference_mode``. Functions are of one kind if they are built alike: of the
+        same ``repr`` and shapes. (Torch keeps 8 graphs per kind, and then runs the rest uncompiled.) Compiling a
+        network as a whole, ``torch.compile(net)``, is for networks that store their activations, and for inference.
 
-        Copies made by ``copy.deepcopy`` or pickling are not compiled.
+        Layers of your own are left alone. Copies made by ``copy.deepcopy`` or pickling are not compiled.
 
         Args:
             **options: those of ``torch.compile``. ``dynamic`` is ``False`` unless given: a graph for any size may
-                replace that of one size between forward and backward, and round differently. ``mode`` must not be
-                ``"reduce-overhead"``, which reuses the memory of an output at the next call.
+                replace that of one size between forward and backward, and round differently.
+
+        Raises:
+            ValueError: if the options ask for CUDA graphs, which reuse the memory of an output at the next call.
 
         Example:
             >>> net = Sequential(Split(), *(Coupling(nn.Tanh()) for _ in range(3)), Merge(), backprop=Reconstruct())

@@ -22,6 +22,7 @@ from tests.networks import (
     deep,
     draw_network,
     function,
+    in_threads,
     outcome,
     with_strategy,
 )
@@ -83,10 +84,104 @@ def test_one_graph_for_all_blocks_in_training_and_inversion(method, strategy, gr
         net.inverse(net(data(grad=False)))
         Inverse(net)(data(grad=False))
     assert graphs.count == 1
-    trained(net, data(size=6), method=method)
-    assert graphs.count == 2  # one per shape
+    for size in (6, 5):
+        trained(net, data(size=size), method=method)
+    assert graphs.count == 3  # one per shape
     trained(net, data(), method=method)
-    assert graphs.count == 2
+    assert graphs.count == 3
+
+
+@each_strategy
+@pytest.mark.parametrize("shape", [(1, 8, 4, 4), (0, 8, 4, 4), (4, 4, 8, 3), (2, 8, 1, 1), (2, 8, 5)])
+def test_one_graph_for_odd_batches_and_layouts(shape, strategy, graphs):
+    """A slice of a batch of one is contiguous, and yet has other strides than a new tensor."""
+    net = with_strategy(deep(3, norm=False, dims=len(shape) - 2), strategy)
+    net.compile_functions(backend=graphs)
+    x = torch.randn(shape, dtype=torch.float64)
+    trained(net, x.permute(3, 2, 1, 0).requires_grad_() if shape == (4, 4, 8, 3) else x)
+    with torch.no_grad():
+        net.inverse(net(x if shape != (4, 4, 8, 3) else x.permute(3, 2, 1, 0)))
+    assert graphs.count == 1
+
+
+@each_strategy
+def test_one_graph_with_conditions(strategy, graphs):
+    net = Sequential(*[Coupling(Conditioned(2)) for _ in range(3)], backprop=strategy).double()
+    pair, condition = tuple(torch.randn(2, 3, 2, 4, 4).double()), torch.rand(3, 4).double()[:, ::2]
+    net.compile_functions(backend=graphs)
+    for grad in (True, False):
+        trained(net, pair, condition=condition, grad=grad)
+    with torch.no_grad():
+        net.inverse(net(pair, condition=condition), condition=condition)
+    assert graphs.count == 1
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # torch's own derivatives use what is deprecated
+@pytest.mark.parametrize("strategy", [Store(), Reconstruct()])
+def test_function_transforms_and_forward_mode_pass_through(strategy):
+    torch.compiler.reset()
+    net, x = deep(2, norm=False), data(grad=False)
+    tangent = torch.randn_like(x)
+    _, expected = torch.func.jvp(net, (x,), (tangent,))
+    gradient = torch.func.grad(lambda x: net(x).sin().sum())(x)
+    net.backprop = strategy
+    net.compile_functions(backend="eager")
+    torch.testing.assert_close(torch.func.jvp(net, (x,), (tangent,))[1], expected)
+    torch.testing.assert_close(torch.func.grad(lambda x: net(x).sin().sum())(x), gradient)
+    with torch.autograd.forward_ad.dual_level():
+        dual = net(torch.autograd.forward_ad.make_dual(x, tangent))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, expected)
+
+
+class Hyper(nn.Module):
+    """F whose weight is no parameter, but is trained."""
+
+    weight = None
+
+    def forward(self, x):
+        return torch.tanh(x * self.weight)
+
+
+def test_a_trained_tensor_that_is_no_parameter_keeps_its_gradient():
+    torch.compiler.reset()
+    function, source = Hyper(), torch.ones(1, dtype=torch.float64, requires_grad=True)
+    function.weight = 2 * source
+    net = Sequential(inv.Split(), Coupling(function), inv.Merge(), backprop=Store())
+    net.compile_functions(backend="aot_eager")
+    net(data(grad=False)).sum().backward()
+    assert source.grad.any()
+
+
+def test_a_compiled_function_that_writes_to_its_input_is_explained():
+    torch.compiler.reset()
+    net = Sequential(inv.Split(), Coupling(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))), inv.Merge())
+    net.compile_functions(backend="aot_eager")
+    with pytest.raises(Exception, match=r"the function must not write to its input\. Is its first layer in-place"):
+        net(data(grad=False).float())
+
+
+@pytest.mark.parametrize(
+    "options", [{"mode": "reduce-overhead"}, {"mode": "max-autotune"}, {"options": {"triton.cudagraphs": True}}]
+)
+def test_cuda_graphs_of_single_functions_are_refused(options):
+    net = deep(2)
+    with pytest.raises(ValueError, match=r"compile_functions: CUDA graphs would reuse the memory .* got mode="):
+        net.compile_functions(**options)
+    assert net[1].function._compiled_call_impl is None
+
+
+def test_a_function_that_is_compiled_in_another_thread_does_not_matter():
+    """The compiler's flag is one for all threads."""
+    torch.compiler.reset()
+    nets = [with_strategy(deep(2), Reconstruct()) for _ in range(2)]
+    nets[0].compile_functions(backend="aot_eager")
+
+    def train(net):
+        for _ in range(5):
+            net(data()).square().mean().backward()
+        return [p.grad is not None for p in net.parameters()]
+
+    assert all(all(found) for found in in_threads(*(lambda net=net: train(net) for net in nets)))
 
 
 @each_strategy

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import invertible as inv
-from invertible import Coupling, DriftError, DriftWarning, Reconstruct, Sequential
+from invertible import Coupling, DriftError, DriftWarning, Recompute, Reconstruct, Sequential, Store
 from invertible.backprop._drift import Probes, _sample
 from tests.networks import deep, function, outcome, with_strategy
 
@@ -143,8 +143,17 @@ def test_bfloat16_streams_are_found():
     torch.manual_seed(0)
     net = with_strategy(deep(30), Reconstruct()).bfloat16()
     x = torch.randn(4, 8, 8, 8, dtype=torch.bfloat16, requires_grad=True)
+    with pytest.warns(DriftWarning, match=r"Sequential: values of torch\.bfloat16 enter Coupling\(\)"):
+        y = net(x)
     with pytest.raises(DriftError, match=r"off by .*e-0[12]"):
-        net(x).sum().backward()
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("strategy", [Reconstruct(anchor_every=1), Recompute(), Store()])
+def test_bfloat16_streams_that_are_kept_need_no_warning(strategy):
+    net = with_strategy(deep(3), strategy).bfloat16()
+    net(torch.randn(4, 8, 8, 8, dtype=torch.bfloat16)).sum().backward()
+    with_strategy(deep(1), Reconstruct()).bfloat16()(torch.randn(4, 8, 8, 8, dtype=torch.bfloat16)).sum().backward()
 
 
 def test_bfloat16_functions_at_depth_are_found_and_anchors_bound_them():

@@ -15,7 +15,6 @@ from tests.distributed import on_two
 from tests.networks import assert_same, function
 from tests.test_backprop_ddp import batch, built, in_one, loss_of, optimizer_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")  # that Split returns views, with Store too
 SAVING = [Reconstruct(), Reconstruct(anchor_every=2), Recompute(), Recompute(every=2)]
 saving = pytest.mark.parametrize("strategy", SAVING, ids=repr)
 
@@ -41,7 +40,6 @@ def whole(tensor):
 
 
 def train_half(rank, name, strategies, where, compiled=False, **options):
-    warnings.simplefilter("ignore")
     found = []
     for strategy in strategies:
         net = sharded(built(name, strategy), where, **options)
@@ -87,7 +85,8 @@ def refused(rank, strategy, where):
 def test_sharding_inside_a_function_is_refused(strategy):
     for message in on_two(refused, strategy, "function"):
         assert message.startswith("FSDPSequential(): fully_shard must")
-        assert "only Store() can train them" in message
+        assert "got '1.function', a part that is run again" in message
+        assert "only Store() can train it" in message
 
 
 def test_sharding_inside_a_segment_is_refused():
@@ -101,7 +100,6 @@ def test_the_documented_way_out_is_store():
 
 
 def kept_bytes(rank, depth, where):
-    warnings.simplefilter("ignore")
     net = Sequential(*[Coupling(function(4)) for _ in range(depth)], backprop=Reconstruct())
     sharded(net, where, reshard_after_forward=True)
     pair = tuple(torch.randn(4, 4, 16, 16) for _ in range(2))
@@ -116,7 +114,6 @@ def test_memory_stays_flat(where):
 
 
 def through_the_inverse(rank, strategy, register):
-    warnings.simplefilter("ignore")
     net = sharded(built("plain", strategy), "block", register=register)
     loss_of(net.inverse(batch(0, rank))).backward()
     return {k: p.grad.full_tensor() for k, p in net.named_parameters()}
@@ -139,14 +136,28 @@ def test_what_the_docs_say_of_an_inverse_that_is_not_registered():
 def narrow(rank, where):
     functions = [torch.nn.Conv2d(4, 4, 1) for _ in range(3)]
     net = Sequential(inv.Split(), *map(Coupling, functions), inv.Merge(), backprop=Reconstruct(drift_error=9))
-    sharded(net, where, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    wide = torch.float32 if where.endswith("outputs") else None
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=wide)
+    sharded(net, where.split(",")[0], mp_policy=policy)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         net(batch(0, rank).float()).float().sum().backward()
     return [str(each.message) for each in found if issubclass(each.category, inv.DriftWarning)]
 
 
-@pytest.mark.parametrize("where", ["root", "block"])
+def untrained(rank, frozen):
+    net = sharded(built("plain", Reconstruct()).requires_grad_(not frozen), "function")
+    with torch.set_grad_enabled(frozen):
+        return net(batch(0, rank))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_is_not_trained_may_be_sharded_anywhere(frozen):
+    expected = built("plain", None)(batch(0, 0))
+    torch.testing.assert_close(on_two(untrained, frozen)[0], expected.detach())
+
+
+@pytest.mark.parametrize("where", ["root", "block", "block, wide outputs"])
 def test_a_policy_that_makes_the_streams_narrow_is_warned_of(where):
     for messages in on_two(narrow, where):
         assert "values of torch.bfloat16 enter" in messages[0]
@@ -155,13 +166,10 @@ def test_a_policy_that_makes_the_streams_narrow_is_warned_of(where):
 
 def mixed(rank, strategy):
     """The documented way: autocast around float32 parameters, and gradients reduced in float32."""
-    warnings.simplefilter("ignore")
     net = sharded(built("plain", strategy).float(), "block", mp_policy=MixedPrecisionPolicy())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", inv.DriftWarning)
-        with torch.autocast("cpu", torch.bfloat16):
-            y = net(batch(0, rank).float())
-        loss_of(y).backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net(batch(0, rank).float())
+    loss_of(y).backward()
     return {k: p.grad.full_tensor() for k, p in net.named_parameters()}
 
 

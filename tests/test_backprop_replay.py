@@ -262,3 +262,29 @@ def test_functions_know_that_they_are_replayed():
     y.sum().backward()
     assert said == [False, True]
     assert not is_replaying()
+
+
+class Logged(inv.Swap):
+    """Draws a number in one direction only, as for a log."""
+
+    def forward(self, x, *, condition=None):
+        torch.rand(1)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("strategy", [Reconstruct(), Recompute(), Recompute(every=2)])
+def test_a_layer_that_moves_elements_may_draw(strategy):
+    pair = tuple(torch.randn(2, 3, 2, 4, 4, dtype=torch.float64))
+    net = Sequential(Coupling(function(2)), Logged(), Coupling(function(2)), Logged()).double()
+    expected, _ = outcome(net, pair)
+    assert_same(outcome(with_strategy(net, strategy), pair)[0], expected, 1e-9)
+
+
+def test_a_coupling_whose_downsampling_draws_is_kept():
+    """Run backwards in the fused rule, it would draw in another order."""
+    drawing = Sequential(inv.Split(), Coupling(function(1, dropout=0.3, norm=False)), inv.Merge())
+    couplings = [Coupling(function(2)), Coupling(function(2, dropout=0.3), downsample=drawing), Coupling(function(2))]
+    net = Sequential(*couplings).double()
+    pair = tuple(torch.randn(2, 3, 2, 4, 4, dtype=torch.float64))
+    expected, _ = outcome(net, pair)
+    assert_same(outcome(with_strategy(net, Reconstruct()), pair)[0], expected, 1e-9)

@@ -24,7 +24,7 @@ from ._rules import opposite, rule_of
 from ._torch import exporting, tape_serves
 from .strategies import Recompute, Reconstruct, Store, Strategy
 
-__all__ = ["Chain", "chain_of", "run"]
+__all__ = ["Chain", "chain_of", "run", "run_chain"]
 
 Layer = InvertibleModule[Any, Any]
 Call = Callable[[Any, Any], Any]
@@ -38,8 +38,8 @@ def run(net: Layer, strategy: Strategy | None, walk: Callable[[Any], Any], x: An
     outer = chain_of(net)
     if strategy is None or (outer is not None and outer.strategy == strategy):
         return walk(x)
-    if torch.compiler.is_compiling():
-        if isinstance(strategy, Store) or exporting() or not torch.is_grad_enabled():
+    if torch.compiler.is_dynamo_compiling() and not isinstance(strategy, Store):
+        if exporting() or not torch.is_grad_enabled():
             return walk(x)
         from ._uncompiled import run_uncompiled  # imports the compiler, which is slow
 
@@ -47,6 +47,11 @@ def run(net: Layer, strategy: Strategy | None, walk: Callable[[Any], Any], x: An
     if isinstance(strategy, Store) or not tape_serves():
         with running(None) if outer is not None else nullcontext():
             return walk(x)
+    return run_chain(net, strategy, walk, x, log_det=log_det)
+
+
+def run_chain(net: Layer, strategy: Strategy, walk: Callable[[Any], Any], x: Any, *, log_det: bool) -> Any:
+    """Returns ``walk(x)`` by a chain of its own."""
     chain = Chain(net, strategy)
     with running(chain, net):
         result = walk(x)
@@ -123,7 +128,6 @@ class Chain:
         if not all(isinstance(t, Tensor) for t in tensors) or any(is_lazy(p) for p in survey.held):
             with running(None):  # the layer's own error, or its very first run: plain autograd is right for it
                 return call(value, condition)
-        _refuse_late_gathering(survey, called)
         trained = [p for p in survey.held if p.requires_grad]
         links = [self._take(t) for t in tensors]
         first = layers[0]
@@ -139,8 +143,7 @@ class Chain:
                 result = call(value, condition)
             self._remember(leaves(result[0] if method.endswith("log_det") else result), fresh_after)
             return result
-        if self._reconstruct is not None and not free:
-            self._warn_of_narrow(first, tensors)
+        _refuse_late_gathering(self.net, survey, called)
         step = Step(
             layers=layers,
             run=call,
@@ -155,8 +158,11 @@ class Chain:
             step.adjoint = opposite(first, method)
         elif self._reconstruct is not None:
             self._count += 1
-            if not (fresh or self._is_anchor() or _without_inverse(first)):
-                self._reconstruct_input(step, first, method, tensors, self._reconstruct)
+            if not (self._is_anchor() or _without_inverse(first)):
+                if self._count > 1:
+                    self._warn_of_narrow(first, tensors)
+                if not fresh:
+                    self._reconstruct_input(step, first, method, tensors, self._reconstruct)
         outputs = Node.apply(step, *tensors, *conditions, *trained)
         count = len(step.shapes)
         if step.rule is not None or (free and any(cell is not None for cell in step.in_cells)):
@@ -184,8 +190,8 @@ class Chain:
             self._warned = True
             warnings.warn(
                 f"{type(self.net).__name__}: values of {narrow} enter {_check.name(layer)}, and what is computed in 16 "
-                "bits can't be undone: gradients will be off. Keep the network in float32 and use torch.autocast; "
-                "under fully_shard, a MixedPrecisionPolicy without param_dtype.",
+                "bits can't be undone: gradients will be off, or everything is kept. Keep the network in float32 and "
+                "use torch.autocast; under fully_shard, a MixedPrecisionPolicy without param_dtype.",
                 DriftWarning,
                 stacklevel=2,
             )
@@ -217,14 +223,16 @@ class Chain:
             self._links[id(tensor)] = _Link(tensor, tensor._version, cells[i] if cells else None, fresh)
 
 
-def _refuse_late_gathering(survey: Survey, called: Layer | None) -> None:
-    """Parameters must be there when a layer is called, or their gradients would go to what autograd never sees."""
+def _refuse_late_gathering(net: Layer, survey: Survey, called: Layer | None) -> None:
+    """Parameters must be there when a layer is called, for autograd and for the replay."""
     late = next((part for part in survey.sharded if part is not called), None)
     if late is not None:
+        modules = cast("Iterable[tuple[str, Any]]", net.named_modules())
+        key = next((key for key, part in modules if part is late), "?")
         raise ValueError(
-            f"{_check.name(late)}: fully_shard must be applied to a layer of the network or to a container, got a part "
-            "that is run again as part of something larger, so that its parameters would get no gradient. Inside a "
-            "coupling's function or a segment of Recompute(every=...) only Store() can train them."
+            f"{_check.name(late)}: fully_shard must be applied to a layer of the network or to a container, got "
+            f"{key!r}, a part that is run again as part of something larger, so that its parameters can't be gathered "
+            "in time. Inside a coupling's function or a segment of Recompute(every=...) only Store() can train it."
         )
 
 

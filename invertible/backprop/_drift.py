@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
@@ -160,7 +161,12 @@ class _Backward:
         errors = [each.judge() for each in read]
         error = next((e for e in errors if e is not None), None)
         if error is not None:
-            raise error
+            # Once more at the end: DDP and FSDP finish their own work there, and must not be kept from it.
+            at_end_of_backward(partial(_raise, error))
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 _lock = threading.Lock()

@@ -179,7 +179,7 @@ class Step:
         return gradients
 
     def _move_back(self, adjoint: Call, grads: Sequence[Tensor | None], condition: Any) -> Sequence[Tensor | None]:
-        with self.replay.again():
+        with self.replay.again(random=False):
             if any(cell is not None for cell in self.in_cells):
                 output = rebuilt(self.output, (cell.take(self) for cell in self.out_cells))
                 self._hand_on(list(leaves(adjoint(output, condition))))

@@ -1,7 +1,7 @@
 """Runs a layer again as it ran: its modes, autocast, random numbers and buffers, whatever has changed since."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from invertible import _check
 from invertible._buffers import one_at_a_time, replaced_buffers, said_of_buffers, say_of_buffers
 from invertible._compiled import compiled_call, is_compiled, set_compiled_call
+from invertible._random import draws
 from invertible._running import engine_runs, running
 
-from ._torch import buffers_of, children_of, compiler_stance, parameters_of, sharded_modules
+from ._torch import buffers_of, children_of, compiler_stance, compiler_stance_as, parameters_of, sharded_modules
 
 __all__ = ["Replay", "Survey", "is_replaying"]
 
@@ -41,13 +42,15 @@ def is_replaying() -> bool:
 class Survey:
     """All that is found in some layers in one walk through their modules, which is done once per run."""
 
-    __slots__ = ("compiled", "held", "modes", "norms", "others", "sharded")
+    __slots__ = ("compiled", "held", "modes", "norms", "others", "random", "sharded")
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         self.modes: list[tuple[nn.Module, bool, Callable[..., Any] | None]] = []
         """Every module, whether it is in training, and what it runs if it was compiled in place."""
         self.compiled = False
         """Whether any was compiled."""
+        self.random = False
+        """Whether any draws random numbers, as far as is known."""
         self.sharded: list[nn.Module] = []
         """Those that gather their parameters when they are called: ``fully_shard`` was applied to them."""
         self.held: dict[nn.Parameter, tuple[dict[str, Any], str]] = {}
@@ -67,6 +70,7 @@ class Survey:
             todo += [child for child in children_of(part).values() if child is not None]
             self.modes.append((part, part.training, compiled_call(part)))
             self.compiled = self.compiled or is_compiled(part)
+            self.random = self.random or draws(part)
             if isinstance(part, shards_itself):
                 self.sharded.append(part)
             own = parameters_of(part)
@@ -113,15 +117,16 @@ class Replay:
         """Returns ``run()``, the run that is to be replayed."""
         copies = {id(buffer): buffer.clone() for _, _, buffer in self.survey.others}  # one for all that share it
         before = [(part, key, b, b._version, copies[id(b)]) for part, key, b in self.survey.others]
-        random = self._random_state()
-        with running(None):
-            if self.autocast:
-                with ExitStack() as stack:
-                    self._enter_autocast(stack)
+        with one_at_a_time if self.survey.random else nullcontext():
+            random = self._random_state()
+            with running(None):
+                if self.autocast:
+                    with ExitStack() as stack:
+                        self._enter_autocast(stack)
+                        result = run()
+                else:
                     result = run()
-            else:
-                result = run()
-        after = self._random_state()
+            after = self._random_state()
         if any(not torch.equal(a, b) for (_, a), (_, b) in zip(random, after, strict=True)):
             self.random, self.after = random, _digest(after)
         for part, key, buffer, version, copy in before:
@@ -133,8 +138,8 @@ class Replay:
         return result
 
     @contextmanager
-    def again(self) -> Generator[None]:
-        """Around a replay."""
+    def again(self, *, random: bool = True) -> Generator[None]:
+        """Around a replay; without the random numbers, if it is of the other direction."""
         self._refuse_changed_buffers()
         token = _replaying.set(True)
         try:
@@ -149,7 +154,7 @@ class Replay:
                 if engine_runs():
                     stack.enter_context(running(None))
                 if self.stance is not None and compiler_stance() != self.stance:
-                    stack.enter_context(torch.compiler.set_stance(self.stance))
+                    stack.enter_context(compiler_stance_as(self.stance))
                 if said_of_buffers() != self.moving:
                     stack.enter_context(say_of_buffers(self.moving))
                 if self.entry:
@@ -160,7 +165,7 @@ class Replay:
                 elif self.survey.norms:
                     stack.enter_context(_uncounted(self.survey.norms))
                 self._enter_autocast(stack)
-                if self.random:
+                if random and self.random:
                     stack.enter_context(self._random())
                 yield
         except Exception as error:
@@ -203,18 +208,19 @@ class Replay:
 
     @contextmanager
     def _random(self) -> Generator[None]:
-        now = self._random_state()
-        try:
-            _set_random_state(self.random)
-            yield
-            if _digest(self._random_state()) != self.after:
-                raise RuntimeError(
-                    "The replay for the backward pass did not draw the random numbers of the forward pass: does "
-                    "another thread draw from torch's global generator meanwhile, or a hook in one of the passes only? "
-                    "Give these a generator of their own, or use Store()."
-                )
-        finally:
-            _set_random_state(now)
+        with one_at_a_time:  # all threads share the generators
+            now = self._random_state()
+            try:
+                _set_random_state(self.random)
+                yield
+                if self.survey.random and _digest(self._random_state()) != self.after:
+                    raise RuntimeError(
+                        "The replay for the backward pass did not draw the random numbers of the forward pass: does "
+                        "another thread draw from torch's global generator meanwhile, or a hook in one of the passes "
+                        "only? Give these a generator of their own, or use Store()."
+                    )
+            finally:
+                _set_random_state(now)
 
     def _random_state(self) -> list[tuple[torch.device, Tensor]]:
         states = [(_CPU, torch.get_rng_state())]
@@ -279,7 +285,7 @@ def _counts_only(part: nn.Module) -> bool:
 
 def _digest(states: Sequence[tuple[torch.device, Tensor]]) -> list[int]:
     """A number for each state: a sum in which each byte has its own weight. A state itself is 5 KiB on the CPU."""
-    return [int((state.long() * torch.arange(1, len(state) + 1)).sum()) for _, state in states]
+    return [int((state.long() * torch.arange(1, len(state) + 1, device=_CPU)).sum()) for _, state in states]
 
 
 def _set_random_state(states: Sequence[tuple[torch.device, Tensor]]) -> None:

@@ -32,7 +32,8 @@ def opposite(layer: InvertibleModule[Any, Any], method: str) -> Callable[[Any, A
 def rule_of(layer: InvertibleModule[Any, Any], method: str) -> tuple[Rule, bool]:
     """The layer's own rule if it has one, else the generic one; and whether it may replay random numbers."""
     if _has_own_rule(type(layer)):
-        return _fused(layer, method), True
+        # What is inside and invertible, such as a coupling's S, runs backwards in the rule.
+        return _fused(layer, method), not any(getattr(part, "stochastic", False) for part in layer.children())
     return _generic(opposite(layer, method)), False
 
 

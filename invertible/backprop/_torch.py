@@ -5,6 +5,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "buffers_of",
     "children_of",
     "compiler_stance",
+    "compiler_stance_as",
     "exporting",
     "hooks_of",
     "parameters_of",
@@ -72,13 +74,21 @@ def compiler_stance() -> Any:
     """What ``torch.compiler.set_stance`` has set: whether compiled functions run as such."""
     from torch._dynamo import eval_frame  # slow to import, and there already where anything is compiled
 
-    return eval_frame._stance.stance
+    return eval_frame._stance
+
+
+def compiler_stance_as(stance: Any) -> AbstractContextManager[Any]:
+    """Sets it again for the calls inside."""
+    if stance.stance == "default" and stance.backend is not None:
+        return torch.compiler.set_stance("default", force_backend=stance.backend)
+    return torch.compiler.set_stance(stance.stance, skip_guard_eval_unsafe=stance.skip_guard_eval_unsafe)
 
 
 def sharded_modules() -> tuple[type, ...]:
     """The class of what ``fully_shard`` was applied to, for ``isinstance``; none if nobody has imported it."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    return () if fsdp is None else (fsdp.FSDPModule,)
+    kind = getattr(fsdp, "FSDPModule", None)  # another thread may be importing it
+    return () if kind is None else (kind,)
 
 
 def children_of(part: nn.Module) -> dict[str, nn.Module | None]:
