@@ -86,9 +86,16 @@ def measure(which: str, names: list[str], count: int) -> dict[str, Any]:
         for each in contenders.values():
             each.close()
     for name in names:
-        ratios = [a["step"] / b["step"] for a, b in zip(times[name], times[names[0]], strict=True)]
-        found[name] = {"times": times[name], "ratio": interval(ratios), **memory[name], "slope": slopes.get(name)}
+        row = {"times": times[name], "ratio": ratio(times, name, names[0]), **memory[name], "slope": slopes.get(name)}
+        if "store_compiled" in names:
+            row["ratio_compiled"] = ratio(times, name, "store_compiled")
+        found[name] = row
     return found
+
+
+def ratio(times: dict[str, Any], name: str, other: str) -> tuple[float, float, float]:
+    """Of the steps of two contenders in the same round: the median and its interval."""
+    return interval([a["step"] / b["step"] for a, b in zip(times[name], times[other], strict=True)])
 
 
 def forward_share(rows: dict[str, Any], first: str) -> float:
@@ -100,16 +107,15 @@ def table(which: str, rows: dict[str, Any], first: str) -> Table:
     """Time and memory of one workload."""
     share = forward_share(rows, first)
     title = f"{which}: ratio to {first}; its forward pass is {share:.2f} of its step, so that two are {1 + share:.2f}"
-    result = Table("", "time, 95 % interval", "F per block", "peak MiB", "KiB per block", title=title)
+    result = Table("", "time, 95 % interval", "to store_compiled", "F per block", "peak MiB", "KiB/block", title=title)
     for name, row in rows.items():
-        median, low, high = row["ratio"]
-        slope = "" if row["slope"] is None else f"{row['slope'] / 2**10:.1f}"
         result.add_row(
             name,
-            f"{median:.2f} [{low:.2f}, {high:.2f}]",
+            "{:.2f} [{:.2f}, {:.2f}]".format(*row["ratio"]),
+            "{:.2f} [{:.2f}, {:.2f}]".format(*row["ratio_compiled"]) if "ratio_compiled" in row else "",
             f"{row['evaluations']:.2f}",
             f"{row['peak'] / 2**20:.1f}",
-            slope,
+            "" if row["slope"] is None else f"{row['slope'] / 2**10:.1f}",
         )
     return result
 
