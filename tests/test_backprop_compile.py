@@ -321,8 +321,8 @@ def test_copies_are_not_compiled_and_train():
 
 def test_bad_options_change_nothing():
     net = deep(2)
-    with pytest.raises(TypeError, match="bakcend"):
-        net.compile_functions(bakcend="eager")
+    with pytest.raises(TypeError, match="engine"):
+        net.compile_functions(engine="eager")
     assert net[1].function._compiled_call_impl is None
 
 
