@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ._value import Value, detached_leaf, is_channels_last, leaves, map_value
 
@@ -42,7 +43,8 @@ def compile_function(function: nn.Module, kinds: dict[Any, Callable[..., Any]], 
     """
     variants: dict[tuple[bool, ...], Callable[..., Any]] = {}
     held: list[dict[str, nn.Parameter | None]] = [part.__dict__["_parameters"] for part in function.modules()]
-    look = (repr(function), *((name, tuple(value.shape)) for name, value in function.state_dict().items()))
+    tensors = [*function.parameters(), *function.buffers()]
+    look = (repr(function), *(None if is_lazy(value) else tuple(value.shape) for value in tensors))
 
     def variant() -> Callable[..., Any]:
         trained = tuple(p.requires_grad for parameters in held for p in parameters.values() if p is not None)

@@ -319,6 +319,18 @@ def test_copies_are_not_compiled_and_train():
         assert other[1].function._compiled_call_impl is None
 
 
+@saving
+def test_lazy_functions_may_be_compiled(strategy):
+    torch.compiler.reset()
+    net = Sequential(inv.Split(), *[Coupling(nn.LazyConv2d(4, 1)) for _ in range(2)], inv.Merge(), backprop=strategy)
+    net.compile_functions(backend="eager")
+    x = data().float()
+    for _ in range(2):
+        net(x).sum().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(net.inverse(net(x)), x)
+
+
 def test_bad_options_change_nothing():
     net = deep(2)
     with pytest.raises(TypeError, match="engine"):
