@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ._value import Value, detached_leaf, is_channels_last, leaves, map_value
+from ._tracing import transformed
+from ._value import Value, detached_leaf, graph_leaves, is_channels_last, leaves, map_value
 
 __all__ = ["compile_function", "compiled_call", "evaluate", "is_compiled", "set_compiled_call", "with_defaults"]
 
@@ -81,11 +82,11 @@ def evaluate(function: nn.Module, x: Tensor, condition: Value | None) -> Any:
     """Returns ``function(x)``, or ``function(x, condition=condition)`` if there is one.
 
     A compiled function has a graph for each mode of autograd, and these round differently. So it always runs the one
-    that is trained: with gradients enabled, of inputs that require them and have a dense layout, and under autocast
+    that is trained: with gradients enabled, of inputs that require them and have a plain layout, and under autocast
     without its cache, as the replay must.
     """
     options = {} if condition is None else {"condition": condition}
-    if not is_compiled(function) or _transformed():
+    if not is_compiled(function) or transformed():
         return function(x, **options)
     parts: list[Any] = [x, *leaves(cast("Value", condition))]
     given = [t for t in parts if isinstance(t, Tensor)]
@@ -108,38 +109,12 @@ def evaluate(function: nn.Module, x: Tensor, condition: Value | None) -> Any:
         result = function(x, **options)
     if not isinstance(result, Tensor):
         return result
+    known = {id(t) for t in made}
     tracked = torch.is_grad_enabled() and (
-        any(t.requires_grad for t in chain(given, function.parameters())) or _depends_on_others(result, made)
+        any(t.requires_grad for t in chain(given, function.parameters()))
+        or any(id(t) not in known for t in graph_leaves([result]))  # a trained tensor that is no parameter
     )
     return result if tracked else result.detach()
-
-
-def _transformed() -> bool:
-    """Whether something larger is traced, or ``torch.func`` or forward-mode differentiation is at work."""
-    private: Any = torch
-    return (
-        torch.compiler.is_dynamo_compiling()
-        or private.compiler._is_exporting_flag
-        or private._C._are_functorch_transforms_active()
-        or private.autograd.forward_ad._current_level >= 0
-    )
-
-
-def _depends_on_others(result: Tensor, made: Sequence[Tensor]) -> bool:
-    """Whether a gradient would go anywhere but to these leaves: to a tensor that is no parameter, say."""
-    known = {id(t) for t in made}
-    todo: list[Any] = [result.grad_fn] if result.grad_fn is not None else []
-    seen: set[Any] = set()
-    while todo:
-        node = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) not in known:
-            return True
-        todo += [after for after, _ in node.next_functions if after is not None]
-    return False
 
 
 def _plain_layout(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias, Union, cast
 
 from torch import Tensor
 
-__all__ = ["Value", "alike", "describe", "detached_leaf", "is_channels_last", "leaves", "map_value"]
+__all__ = ["Value", "alike", "describe", "detached_leaf", "graph_leaves", "is_channels_last", "leaves", "map_value"]
 
 Value: TypeAlias = Union[Tensor, tuple["Value", ...]]  # noqa: UP007 (an alias that names itself)
 """A tensor, or a (possibly nested) tuple of tensors: the streams of a reversible network."""
@@ -36,6 +36,20 @@ def detached_leaf(x: Tensor) -> Tensor:
     """The same values at the start of a graph of their own."""
     x = x.detach()
     return x.requires_grad_() if x.is_floating_point() or x.is_complex() else x
+
+
+def graph_leaves(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yields what the graphs of these tensors lead to: parameters, and other tensors that gradients would go to."""
+    todo: list[Any] = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        variable = None if node.next_functions else getattr(node, "variable", None)
+        if variable is not None:
+            yield variable
+        new = {after for after, _ in node.next_functions if after is not None and after not in seen}
+        seen |= new
+        todo += new
 
 
 def describe(value: object) -> str:

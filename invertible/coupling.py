@@ -88,7 +88,7 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
     Dropout inside the function makes the layer ``stochastic``: in training mode, each direction draws its own masks.
     Torch's own dropout is found; any other random part says so by an attribute ``stochastic = True``. A function that
     writes to its input is found except under ``inference_mode`` and ``torch.compile``, where writes are not counted;
-    there it gets a copy, if one of its modules has ``inplace=True``.
+    there it gets a copy, if one of its modules has ``inplace=True``. Compiled by itself, it fails in the compiler.
     The log-determinant is that of S, on both streams, plus that of T.
 
     Source: i-RevNet (Jacobsen et al., 2018), Eq. (1), https://arxiv.org/abs/1802.07088, with S applied to both

@@ -9,6 +9,7 @@ from torch import nn
 
 import invertible as inv
 from invertible import Coupling, Recompute, Reconstruct, Sequential, Store
+from invertible._value import leaves
 from invertible.backprop import is_replaying
 from tests.networks import UsersAffine, assert_same, deep, function, outcome, with_strategy
 
@@ -323,6 +324,13 @@ def test_an_output_changed_in_place_raises(change, last):
 
     with pytest.raises(RuntimeError, match="modified"):
         use()
+
+
+@saving
+def test_the_output_is_no_view(strategy):
+    """Of which FSDP would warn, and in-place changes at once."""
+    for net in (with_strategy(deep(2), strategy), Sequential(*with_strategy(deep(2), strategy)[:2], backprop=strategy)):
+        assert not any(t._is_view() for t in leaves(net(data())))
 
 
 @saving

@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import invertible as inv
 import zoo
 from invertible import Coupling, Inverse, Recompute, Reconstruct, Sequential, Store
+from invertible._compiled import with_defaults
 from invertible.testing import measure_memory
 from tests.networks import (
     METHODS,
@@ -329,6 +330,14 @@ def test_lazy_functions_may_be_compiled(strategy):
         net(x).sum().backward()
     with torch.no_grad():
         torch.testing.assert_close(net.inverse(net(x)), x)
+
+
+def test_defaults_give_way_to_options():
+    assert with_defaults({}) == {"dynamic": False, "options": {"layout_optimization": False}}
+    assert with_defaults({"dynamic": True, "backend": "eager"}) == {"dynamic": True, "backend": "eager"}
+    given = {"options": {"layout_optimization": True, "max_autotune": True}}
+    assert with_defaults(given) == {"dynamic": False, **given}
+    assert with_defaults({"mode": "max-autotune-no-cudagraphs"})["mode"] == "max-autotune-no-cudagraphs"
 
 
 def test_bad_options_change_nothing():

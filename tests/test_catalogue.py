@@ -12,7 +12,7 @@ import invertible
 from tests.catalogue import ROWS
 
 ROOT = Path(__file__).parents[1]
-HELPERS = {"_value", "_check", "_buffers", "_compiled", "_random", "_running"}
+HELPERS = {"_value", "_check", "_buffers", "_compiled", "_random", "_running", "_tracing"}
 CONTAINERS = {"sequential", "parallel", "inverse"}
 
 

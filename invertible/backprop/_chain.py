@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from invertible import _check
 from invertible._buffers import buffers_moving
 from invertible._running import engine_of, running
+from invertible._tracing import exporting
 from invertible._value import leaves
 from invertible.module import Exactness, InvertibleModule
 
@@ -21,7 +22,7 @@ from ._drift import DriftWarning, Probes, report
 from ._node import Cell, Node, Seed, Step, form_of, rebuilt
 from ._replay import Replay, Survey
 from ._rules import opposite, rule_of
-from ._torch import exporting, tape_serves
+from ._torch import tape_serves
 from .strategies import Recompute, Reconstruct, Store, Strategy
 
 __all__ = ["Chain", "chain_of", "run", "run_chain"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from invertible import _check
-from invertible._value import alike, describe, detached_leaf, leaves
+from invertible._value import alike, describe, detached_leaf, graph_leaves, leaves
 
 from ._drift import Probes, during_backward
 from ._replay import Replay
@@ -252,22 +252,13 @@ class Step:
     def _refuse_strangers(self, tensors: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         """A tensor that is trained but no parameter would get no gradient, without a word."""
         known = {id(t) for t in (*sources, *self.replay.survey.held)}
-        todo: list[Any] = [t.grad_fn for t in tensors if t.grad_fn is not None]
-        seen = set(todo)
-        while todo:
-            edges = todo.pop().next_functions
-            for node, _ in edges:
-                if node is None or node in seen:
-                    continue
-                seen.add(node)
-                variable = None if node.next_functions else getattr(node, "variable", None)  # the graph's leaves
-                if variable is not None and id(variable) not in known:
-                    raise RuntimeError(
-                        f"{self.name}: depends on a {describe(variable)[2:]} that requires gradients and is none of "
-                        "its parameters, inputs or conditions, so that it would get no gradient. Make it an "
-                        "nn.Parameter of the layer or pass it as the condition; or use Store()."
-                    )
-                todo.append(node)
+        stranger = next((t for t in graph_leaves(tensors) if id(t) not in known), None)
+        if stranger is not None:
+            raise RuntimeError(
+                f"{self.name}: depends on a {describe(stranger)[2:]} that requires gradients and is none of its "
+                "parameters, inputs or conditions, so that it would get no gradient. Make it an nn.Parameter of the "
+                "layer or pass it as the condition; or use Store()."
+            )
 
     @contextmanager
     def _trained_as_then(self) -> Generator[None]:
@@ -302,8 +293,8 @@ class Node(torch.autograd.Function):
         outputs = step.accept(result)
         if step.rule is not None and step.replay.drew and not step.repeats_random:
             step.rule, step.probes = None, None  # its inverse may draw in another order
-        # What is returned as it was given would count as a view, of which in-place changes and FSDP complain.
-        outputs = [t.detach() if any(t is each for each in given) else t for t in outputs]
+        # What is returned as it was given, or a part of it, would count as a view: in-place changes and FSDP complain.
+        outputs = [t.detach() if t._is_view() or any(t is each for each in given) else t for t in outputs]
         ctx.step = step
         ctx.save_for_backward(*conditions, *(inputs if step.rule is None and step.adjoint is None else ()))
         return tuple(outputs)

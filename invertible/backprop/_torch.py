@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from invertible._tracing import transformed
+
 __all__ = [
     "at_end_of_backward",
     "backward_keeps_graph",
@@ -20,7 +22,6 @@ __all__ = [
     "children_of",
     "compiler_stance",
     "compiler_stance_as",
-    "exporting",
     "hooks_of",
     "parameters_of",
     "parametrizations_cached",
@@ -56,18 +57,8 @@ def tape_serves() -> bool:
     parametrisations are cached, for these would be computed without a graph.
     """
     return (
-        torch.is_grad_enabled()
-        and not exporting()
-        and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-        and not parametrizations_cached()
+        torch.is_grad_enabled() and not transformed() and not torch.jit.is_tracing() and not parametrizations_cached()
     )
-
-
-def exporting() -> bool:
-    """Whether ``torch.export`` runs; the compiler of torch 2.11 takes ``torch.compiler.is_exporting`` for true."""
-    return torch.compiler._is_exporting_flag
 
 
 def compiler_stance() -> Any:
