@@ -3,6 +3,7 @@
 from .backprop._drift import DriftError, DriftWarning
 from .backprop.strategies import Recompute, Reconstruct, Store
 from .coupling import Additive, Coupling, CouplingTransform
+from .grid import Grid, StreamRangeError
 from .identity import Identity
 from .inverse import Inverse
 from .module import Exactness, InvertibleModule, Value
@@ -23,6 +24,7 @@ __all__ = [
     "DriftError",
     "DriftWarning",
     "Exactness",
+    "Grid",
     "Identity",
     "Inverse",
     "InvertibleModule",
@@ -36,6 +38,7 @@ __all__ = [
     "Sequential",
     "Split",
     "Store",
+    "StreamRangeError",
     "Swap",
     "Value",
 ]

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
 from torch import Tensor, nn
 
 __all__ = [
@@ -80,7 +81,9 @@ def kept_buffers(module: nn.Module) -> Generator[None]:
             for part in module.modules()
             for key, buffer in part.named_buffers(recurse=False, remove_duplicate=False)
         ]
-        copies: dict[int, Tensor] = {id(buffer): buffer.clone() for _, _, buffer in true}
+        # As normal tensors: the function may leave inference mode, and could not write to others there.
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+            copies: dict[int, Tensor] = {id(buffer): buffer.clone() for _, _, buffer in true}
         with replaced_buffers([(part, key, copies[id(buffer)]) for part, key, buffer in true]):
             yield
 

@@ -3,9 +3,10 @@
 import operator
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
-from ._value import describe
+from ._value import Value, describe, leaves
 
 
 def name(module: nn.Module) -> str:
@@ -67,6 +68,14 @@ def are_streams(module: nn.Module, value: object) -> tuple[Tensor, Tensor]:
     if x1.shape[:1] + x1.shape[2:] != x2.shape[:1] + x2.shape[2:]:
         raise value_error(module, "both streams must have the same batch and spatial size", value)
     return x1, x2
+
+
+def is_on_grid(module: nn.Module, dtype: torch.dtype, value: Value) -> None:
+    """Refuses values in another dtype than that of the grid: they can't be on it."""
+    wrong = next((t.dtype for t in leaves(value) if t.dtype != dtype), None)
+    if wrong is not None:
+        fix = " A Sequential with this grid rounds what enters it: net.snap(x)."
+        raise TypeError(f"{name(module)}: on its grid values have the dtype {dtype}, got {wrong}.{fix}")
 
 
 def is_floating(module: nn.Module, x: Tensor) -> None:

@@ -1,20 +1,14 @@
 """Functions that are compiled each by itself, and run by one graph wherever they run."""
 
-import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from itertools import chain
+from collections.abc import Callable
 from types import FunctionType, MethodType
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ._tracing import transformed
-from ._value import Value, detached_leaf, graph_leaves, is_channels_last, leaves, map_value
-
-__all__ = ["compile_function", "compiled_call", "evaluate", "is_compiled", "set_compiled_call", "with_defaults"]
+__all__ = ["compile_function", "compiled_call", "is_compiled", "set_compiled_call", "with_defaults"]
 
 
 def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
@@ -76,68 +70,3 @@ def set_compiled_call(part: nn.Module, call: Callable[..., Any] | None) -> None:
 def is_compiled(part: nn.Module) -> bool:
     """Whether a module was compiled, in place or by ``torch.compile(module)``."""
     return compiled_call(part) is not None or "_orig_mod" in part.__dict__["_modules"]
-
-
-def evaluate(function: nn.Module, x: Tensor, condition: Value | None) -> Any:
-    """Returns ``function(x)``, or ``function(x, condition=condition)`` if there is one.
-
-    A compiled function has a graph for each mode of autograd, and these round differently. So it always runs the one
-    that is trained: with gradients enabled, of inputs that require them and have a plain layout, and under autocast
-    without its cache, as the replay must.
-    """
-    options = {} if condition is None else {"condition": condition}
-    if not is_compiled(function) or transformed():
-        return function(x, **options)
-    parts: list[Any] = [x, *leaves(cast("Value", condition))]
-    given = [t for t in parts if isinstance(t, Tensor)]
-    if torch.is_inference_mode_enabled() or any(t.is_inference() for t in given):
-        return function(_plain_layout(x), **options)  # has no graph to train: another one
-    made: list[Tensor] = []
-
-    def leaf(t: Any) -> Any:
-        if not isinstance(t, Tensor):
-            return t  # a condition may hold anything
-        t = _plain_layout(t)
-        if not (torch.is_grad_enabled() and t.requires_grad):
-            t = detached_leaf(t)
-            made.append(t)
-        return t
-
-    x = leaf(x)
-    options = {name: map_value(leaf, value) for name, value in options.items()}
-    with torch.enable_grad(), _uncached_autocast(x.device.type):
-        result = function(x, **options)
-    if not isinstance(result, Tensor):
-        return result
-    known = {id(t) for t in made}
-    tracked = torch.is_grad_enabled() and (
-        any(t.requires_grad for t in chain(given, function.parameters()))
-        or any(id(t) not in known for t in graph_leaves([result]))  # a trained tensor that is no parameter
-    )
-    return result if tracked else result.detach()
-
-
-def _plain_layout(x: Tensor) -> Tensor:
-    """Contiguous or channels last, with the strides of a new tensor: graphs are made for strides, not for formats."""
-    if x.stride() == _strides(x.shape, range(x.ndim)):
-        return x
-    if not is_channels_last(x) or math.prod(x.shape[2:]) == 1:  # of one pixel both are the same
-        return x.clone(memory_format=torch.contiguous_format)
-    if x.stride() == _strides(x.shape, (0, *range(2, x.ndim), 1)):
-        return x
-    return x.clone(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
-
-
-def _strides(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
-    """Those of a new tensor with these dimensions from the outermost to the innermost."""
-    strides, step = [1] * len(shape), 1
-    for dim in reversed(order):
-        strides[dim] = step
-        step *= max(shape[dim], 1)
-    return tuple(strides)
-
-
-def _uncached_autocast(kind: str) -> AbstractContextManager[Any]:
-    if not torch.is_autocast_enabled(kind):
-        return nullcontext()
-    return torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False)

@@ -9,6 +9,9 @@ from weakref import WeakSet
 
 import torch
 
+from ._range import handed
+from .grid import refuse_other_grid
+
 __all__ = ["METHODS", "Engine", "call", "engine_of", "engine_runs", "running", "served", "walked", "walks"]
 
 METHODS = ("forward", "inverse", "forward_and_log_det", "inverse_and_log_det")
@@ -56,6 +59,14 @@ def running(new: Engine | None, layer: Any = None) -> Generator[None]:
 def call(container: Any, layer: Any, method: str, value: Any, condition: Any) -> Any:
     """Calls a container's layer, by the engine that runs the container, if one does."""
     function = layer if method == "forward" else getattr(layer, method)  # forward through hooks
+    if layer.grid is not None or container.grid is not None:
+        refuse_other_grid(container, layer)
+        with handed(layer if container.grid is not None else None):
+            return _call(container, layer, function, value, condition)
+    return _call(container, layer, function, value, condition)
+
+
+def _call(container: Any, layer: Any, function: Callable[..., Any], value: Any, condition: Any) -> Any:
     if torch.compiler.is_dynamo_compiling() or _now.get() is None:
         return function(value, condition=condition)
     with running(engine_of(container), layer):

@@ -3,9 +3,20 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias, Union, cast
 
+import torch
 from torch import Tensor
 
-__all__ = ["Value", "alike", "describe", "detached_leaf", "graph_leaves", "is_channels_last", "leaves", "map_value"]
+__all__ = [
+    "Value",
+    "alike",
+    "describe",
+    "detached_leaf",
+    "graph_leaves",
+    "is_channels_last",
+    "laid_out",
+    "leaves",
+    "map_value",
+]
 
 Value: TypeAlias = Union[Tensor, tuple["Value", ...]]  # noqa: UP007 (an alias that names itself)
 """A tensor, or a (possibly nested) tuple of tensors: the streams of a reversible network."""
@@ -65,3 +76,10 @@ def describe(value: object) -> str:
 def is_channels_last(x: Tensor) -> bool:
     """Whether the channels are innermost in memory, in a view of such a tensor too."""
     return x.ndim in (4, 5) and x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+
+
+def laid_out(x: Tensor, *, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """The same values in a dtype and a memory format."""
+    if not channels_last:
+        return x.to(dtype, memory_format=torch.contiguous_format)
+    return x.to(dtype, memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)

@@ -2,8 +2,9 @@
 
 import abc
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 
 from . import _check
 from ._buffers import buffers_moving, in_training, kept_buffers
-from ._compiled import evaluate, is_compiled
+from ._compiled import is_compiled
+from ._function import evaluate, readable
 from ._random import draws
-from ._value import Value, describe, detached_leaf
+from ._running import call
+from ._value import Value, describe, detached_leaf, is_channels_last, laid_out
+from .grid import Grid
 from .module import Exactness, InvertibleModule, zero_log_det
 
 __all__ = ["Additive", "Coupling", "CouplingTransform"]
@@ -28,6 +32,11 @@ class CouplingTransform(nn.Module, abc.ABC):
 
     parameters_per_element: int
     """How many parameters an element takes: the function has this many times the stream's channels."""
+
+    @property
+    def keeps_grid(self) -> bool:
+        """Whether it only adds the parameters, so that on a :class:`Grid` it is done without rounding."""
+        return False
 
     @abc.abstractmethod
     def forward(self, x: Tensor, parameters: Tensor) -> Tensor:
@@ -58,11 +67,34 @@ class Additive(CouplingTransform):
 
     parameters_per_element = 1
 
+    @property
+    def keeps_grid(self) -> bool:
+        return type(self).forward is Additive.forward and type(self).inverse is Additive.inverse
+
     def forward(self, x: Tensor, parameters: Tensor) -> Tensor:
         return x + parameters
 
     def inverse(self, y: Tensor, parameters: Tensor) -> Tensor:
         return y - parameters
+
+    def forward_and_log_det(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x, parameters), zero_log_det(x)
+
+    def inverse_and_log_det(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inverse(y, parameters), zero_log_det(y)
+
+
+@dataclass(frozen=True, slots=True)
+class _AdditiveOnGrid:
+    """What :class:`Additive` does, without rounding."""
+
+    grid: Grid
+
+    def __call__(self, x: Tensor, parameters: Tensor) -> Tensor:
+        return self.grid.add(x, parameters)
+
+    def inverse(self, y: Tensor, parameters: Tensor) -> Tensor:
+        return self.grid.subtract(y, parameters)
 
     def forward_and_log_det(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return self(x, parameters), zero_log_det(x)
@@ -141,8 +173,12 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
 
     @property
     def exactness(self) -> Exactness:
-        own = Exactness.ROUNDING
+        own = Exactness.ROUNDING if self.grid is None else Exactness.EXACT
         return own if self.downsample is None else max(own, self.downsample.exactness)
+
+    @property
+    def keeps_grid(self) -> bool:
+        return self.transform.keeps_grid and (self.downsample is None or self.downsample.keeps_grid)
 
     @property
     def stochastic(self) -> bool:
@@ -152,12 +188,12 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
     def forward(self, x: tuple[Tensor, Tensor], *, condition: Value | None = None) -> tuple[Tensor, Tensor]:
         x1, x2 = self._streams(x)
         y1, base = self._down(x2, condition), self._down(x1, condition)
-        return y1, self.transform(base, self._evaluate(x2, base, condition, moving=True))
+        return y1, self._map(base, self._evaluate(x2, base, condition, moving=True))
 
     def inverse(self, y: tuple[Tensor, Tensor], *, condition: Value | None = None) -> tuple[Tensor, Tensor]:
         y1, y2 = self._streams(y)
         x2 = self._up(y1, condition)
-        base = self.transform.inverse(y2, self._evaluate(x2, y2, condition, moving=False))
+        base = self._map.inverse(y2, self._evaluate(x2, y2, condition, moving=False))
         return self._up(base, condition), x2
 
     def forward_and_log_det(
@@ -169,7 +205,7 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
             self._down_and_log_det(x2, condition),
             self._down_and_log_det(x1, condition),
         )
-        y2, log_det = self.transform.forward_and_log_det(base, self._evaluate(x2, base, condition, moving=True))
+        y2, log_det = self._map.forward_and_log_det(base, self._evaluate(x2, base, condition, moving=True))
         return (y1, y2), log_det_1 + log_det_2 + log_det
 
     def inverse_and_log_det(
@@ -178,7 +214,7 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
         """Maps ``y`` to ``x`` and returns the log-determinant of the inverse per sample."""
         y1, y2 = self._streams(y)
         x2, log_det_2 = self._up_and_log_det(y1, condition)
-        base, log_det = self.transform.inverse_and_log_det(y2, self._evaluate(x2, y2, condition, moving=False))
+        base, log_det = self._map.inverse_and_log_det(y2, self._evaluate(x2, y2, condition, moving=False))
         x1, log_det_1 = self._up_and_log_det(base, condition)
         return (x1, x2), log_det_1 + log_det_2 + log_det
 
@@ -205,23 +241,25 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
         other = y[1] if forwards else y[0]
         shift = self._evaluate(kept, other, condition, moving=forwards)
         plain = shift.detach()
+        own = grad[1] if forwards else grad[0]
+        if own is not None and self.grid is not None:  # straight through the rounding, in the function's dtype
+            own = laid_out(own, dtype=shift.dtype, channels_last=is_channels_last(shift))
         if forwards:
-            base = detached_leaf(other - plain)
-            return (base, kept), (kept, base, shift), (*grad, grad[1])
-        base = detached_leaf(other + plain)
-        negative = None if grad[0] is None else -grad[0]
-        return (kept, base), (base, kept, shift), (*grad, negative)
+            base = detached_leaf(self._map.inverse(other, plain))
+            return (base, kept), (kept, base, shift), (*grad, own)
+        base = detached_leaf(self._map(other, plain))
+        return (kept, base), (base, kept, shift), (*grad, None if own is None else -own)
 
     def _replay_forward(self, y: tuple[Tensor, Tensor], condition: Value | None, *, log_det: bool) -> tuple[Any, Any]:
         with torch.no_grad():
             x2 = detached_leaf(self._up(y[0], condition))
         parameters = self._evaluate(x2, y[1], condition, moving=True)
         with torch.no_grad():
-            x1 = detached_leaf(self._up(self.transform.inverse(y[1], parameters), condition))
+            x1 = detached_leaf(self._up(self._map.inverse(y[1], parameters), condition))
         if not log_det:
-            return (x1, x2), [self._down(x2, condition), self.transform(self._down(x1, condition), parameters)]
+            return (x1, x2), [self._down(x2, condition), self._map(self._down(x1, condition), parameters)]
         (y1, log_det_2), (base, log_det_1) = (self._down_and_log_det(x, condition) for x in (x2, x1))
-        y2, log_det_y = self.transform.forward_and_log_det(base, parameters)
+        y2, log_det_y = self._map.forward_and_log_det(base, parameters)
         return (x1, x2), [y1, y2, log_det_1 + log_det_2 + log_det_y]
 
     def _replay_inverse(self, x: tuple[Tensor, Tensor], condition: Value | None, *, log_det: bool) -> tuple[Any, Any]:
@@ -230,35 +268,42 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
         x2, log_det_2 = self._up_and_log_det(y1, condition) if log_det else (self._up(y1, condition), None)
         parameters = self._evaluate(x2, base, condition, moving=False)
         with torch.no_grad():
-            y2 = detached_leaf(self.transform(base, parameters))
+            y2 = detached_leaf(self._map(base, parameters))
         if log_det_2 is None:
-            return (y1, y2), [self._up(self.transform.inverse(y2, parameters), condition), x2]
-        back, log_det_x = self.transform.inverse_and_log_det(y2, parameters)
+            return (y1, y2), [self._up(self._map.inverse(y2, parameters), condition), x2]
+        back, log_det_x = self._map.inverse_and_log_det(y2, parameters)
         x1, log_det_1 = self._up_and_log_det(back, condition)
         return (y1, y2), [x1, x2, log_det_1 + log_det_2 + log_det_x]
+
+    @property
+    def _map(self) -> "CouplingTransform | _AdditiveOnGrid":
+        """What is done to a stream: by the transform, or as it does, on the grid."""
+        return self.transform if self.grid is None else _AdditiveOnGrid(self.grid)
 
     def _streams(self, value: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         x1, x2 = _check.are_streams(self, value)
         _check.is_floating(self, x1)
+        if self.grid is not None:
+            _check.is_on_grid(self, self.grid.dtype, value)
         return x1, x2
 
     def _down(self, x: Tensor, condition: Value | None) -> Tensor:
-        return x if self.downsample is None else self.downsample(x, condition=condition)
+        return x if self.downsample is None else call(self, self.downsample, "forward", x, condition)
 
     def _up(self, y: Tensor, condition: Value | None) -> Tensor:
-        return y if self.downsample is None else self.downsample.inverse(y, condition=condition)
+        return y if self.downsample is None else call(self, self.downsample, "inverse", y, condition)
 
     def _down_and_log_det(self, x: Tensor, condition: Value | None) -> tuple[Tensor, Tensor]:
         if self.downsample is None:
             return x, zero_log_det(x)
         self._refuse_injective()
-        return self.downsample.forward_and_log_det(x, condition=condition)
+        return call(self, self.downsample, "forward_and_log_det", x, condition)
 
     def _up_and_log_det(self, y: Tensor, condition: Value | None) -> tuple[Tensor, Tensor]:
         if self.downsample is None:
             return y, zero_log_det(y)
         self._refuse_injective()
-        return self.downsample.inverse_and_log_det(y, condition=condition)
+        return call(self, self.downsample, "inverse_and_log_det", y, condition)
 
     def _refuse_injective(self) -> None:
         # With a tall S, F's part outside the range of S enters det JᵀJ: it is no sum of the layers' any more.
@@ -268,6 +313,8 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
     def _evaluate(self, x2: Tensor, base: Tensor, condition: Value | None, *, moving: bool) -> Tensor:
         """Evaluates F on ``x2``; its output must fit ``base``, the stream that it transforms."""
         keep = in_training(self.function) and not buffers_moving(default=moving)
+        if self.grid is not None:
+            x2 = readable(self.function, x2)
         version = _version(x2)
         if version is None and any(getattr(part, "inplace", False) for part in self.function.modules()):
             x2 = x2.clone()  # its writes are not counted, so that they can't be refused
@@ -287,14 +334,19 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
 
     def _call_function(self, x2: Tensor, condition: Value | None) -> Any:
         try:
-            return evaluate(self.function, x2, condition)
+            return evaluate(self.function, x2, condition, exactly=self.grid is not None)
         except Exception as error:
-            if is_compiled(self.function) and any(getattr(part, "inplace", False) for part in self.function.modules()):
+            as_leaf = self.grid is not None or is_compiled(self.function)
+            if as_leaf and any(getattr(part, "inplace", False) for part in self.function.modules()):
                 error.add_note(
                     f"{_check.name(self)}: the function must not write to its input. Is its first layer in-place, such "
                     "as ReLU(inplace=True)?"
                 )
             raise
+
+    def _on_grid(self) -> Iterator[tuple[str, InvertibleModule[Any, Any]]]:
+        if self.downsample is not None:  # the function computes in its own precision
+            yield "downsample", self.downsample
 
     def _functions(self) -> Sequence[nn.Module]:
         return (self.function,)
@@ -311,7 +363,8 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
         expected = (base.shape[0], channels, *base.shape[2:])
         if parameters.shape != expected:
             return _check.value_error(self, f"the function must return a tensor of shape {expected}", parameters)
-        if not parameters.is_floating_point() or torch.promote_types(parameters.dtype, base.dtype) != base.dtype:
+        fits = self.grid is not None or torch.promote_types(parameters.dtype, base.dtype) == base.dtype
+        if not parameters.is_floating_point() or not fits:
             rule = f"the function's output must fit into the stream's dtype {base.dtype}"
             return TypeError(f"{_check.name(self)}: {rule}, got {parameters.dtype}.")
         if parameters.device != base.device:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from . import _check
 from ._buffers import buffers_move
+from ._grids import refuse_unfit
 from ._running import call, walked
 from ._value import Value
 from .module import Exactness, InvertibleModule, check_layer
@@ -47,6 +48,7 @@ class Inverse(InvertibleModule[Y, X], Generic[X, Y]):
         check_layer("Inverse", layer)
         if not layer.bijective:
             raise ValueError(f"Inverse: expected a bijective layer, got {_check.name(layer)}.")
+        refuse_unfit(self, None, [("layer", layer)])
         self.layer = layer
 
     @property
@@ -60,6 +62,10 @@ class Inverse(InvertibleModule[Y, X], Generic[X, Y]):
     @property
     def exactness(self) -> Exactness:
         return self.layer.exactness
+
+    @property
+    def keeps_grid(self) -> bool:
+        return self.layer.keeps_grid
 
     @property
     def stochastic(self) -> bool:

@@ -2,7 +2,7 @@
 
 import abc
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -13,6 +13,7 @@ from ._check import is_value, name
 from ._compiled import compile_function, with_defaults
 from ._running import METHODS, served
 from ._value import Value, describe, leaves
+from .grid import Grid
 
 __all__ = ["Exactness", "InvertibleModule", "Value"]
 
@@ -24,7 +25,7 @@ class Exactness(enum.IntEnum):
     """How close ``inverse(forward(x))`` comes to ``x``; containers take the weakest of their layers."""
 
     EXACT = 0
-    """Bit for bit: nothing is computed, or only what has no rounding."""
+    """Bit for bit: nothing is computed, or only what has no rounding, as on a :class:`Grid`."""
     ROUNDING = 1
     """Up to the rounding of floating-point arithmetic."""
     ITERATIVE = 2
@@ -58,6 +59,9 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
         tensor([[1., 1., 1.]])
     """
 
+    _grid: Grid | None = None
+    _own_grid: Grid | None = None  # that of a Sequential, if it is not the one around it that decides
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for method in METHODS:  # through the MRO: a mixin that is no InvertibleModule may define it
@@ -77,8 +81,22 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
 
     @property
     def exactness(self) -> Exactness:
-        """How close the round trip comes to its input."""
-        return Exactness.EXACT if self.isometric else Exactness.ROUNDING
+        """How close the round trip comes to its input, which must be on the layer's grid if there is one."""
+        return Exactness.EXACT if self.isometric or self.grid is not None else Exactness.ROUNDING
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid on which the layer's values are: that of the :class:`Sequential` around it."""
+        return self._grid
+
+    @property
+    def keeps_grid(self) -> bool:
+        """Whether the layer, in both directions, maps values on ``self.grid`` to such, exactly.
+
+        What only moves elements does. A layer that computes uses :meth:`Grid.add` and :meth:`Grid.subtract`, and says
+        so here.
+        """
+        return self.isometric
 
     @property
     def stochastic(self) -> bool:
@@ -175,6 +193,12 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
             if isinstance(part, InvertibleModule):
                 for function in part._functions():
                     compile_function(function, kinds, **with_defaults(options))
+
+    def _on_grid(self) -> Iterator[tuple[str, "InvertibleModule[Any, Any]"]]:
+        """The layers inside that work on the values of this one, and so on its grid, with their keys."""
+        for key, part in self.named_children():
+            if isinstance(part, InvertibleModule):
+                yield key, cast("InvertibleModule[Any, Any]", part)
 
     def _functions(self) -> Sequence[nn.Module]:
         """What a layer evaluates by :func:`._compiled.evaluate`, in both directions."""

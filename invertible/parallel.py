@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from . import _check
+from ._grids import refuse_unfit
 from ._running import call, walked
 from ._value import Value
 from .module import Exactness, InvertibleModule, check_layer
@@ -43,8 +44,10 @@ class Parallel(InvertibleModule[tuple[Any, ...], tuple[Any, ...]]):
         super().__init__()
         if not layers:
             raise ValueError("Parallel: expected at least one layer, got none.")
-        for index, layer in enumerate(layers):
+        for layer in layers:
             check_layer("Parallel", layer)
+        refuse_unfit(self, None, [(str(index), layer) for index, layer in enumerate(layers)])
+        for index, layer in enumerate(layers):
             self.add_module(str(index), layer)
 
     def __len__(self) -> int:
@@ -67,6 +70,10 @@ class Parallel(InvertibleModule[tuple[Any, ...], tuple[Any, ...]]):
     @property
     def exactness(self) -> Exactness:
         return max(layer.exactness for layer in self)
+
+    @property
+    def keeps_grid(self) -> bool:
+        return all(layer.keeps_grid for layer in self)
 
     @property
     def stochastic(self) -> bool:

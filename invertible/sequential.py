@@ -3,16 +3,21 @@
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, cast, overload
+from typing import Any, Literal, cast, overload
 
+import torch
 from torch import Tensor
 
 from . import _check
+from ._buffers import buffers_stay
+from ._grids import Peak, admit, peak_of, place, proposed, refuse_unfit, run_on_grid
+from ._range import is_handed
 from ._running import call, walked, walks
 from ._value import Value
 from .backprop import Strategy
 from .backprop._chain import Chain, chain_of, run
 from .backprop._drift import Drift
+from .grid import Grid, grid_of
 from .module import Exactness, InvertibleModule, check_layer, zero_log_det
 
 __all__ = ["Sequential"]
@@ -31,6 +36,9 @@ class Sequential(InvertibleModule[Any, Any]):
     the whole's. ``reversed(net)`` iterates the layers backwards; the swapped map is ``Inverse(net)``.
 
     ``backprop`` decides what is kept for the gradients of all layers inside, whatever containers they are in.
+    ``grid`` makes all values between the layers multiples of a power of two, on which sums do not round: then
+    ``inverse(forward(x))`` is :meth:`snap(x) <snap>`, bit for bit, and reconstructed gradients are those of stored
+    activations. ``forward`` rounds what it is given and returns values in the grid's dtype; ``inverse`` takes these.
 
     The weakest layer decides the properties. Log-determinants add up, except that after an injective layer only
     isometric ones may follow: :math:`\det J^\top J` of a product is no product otherwise.
@@ -39,14 +47,19 @@ class Sequential(InvertibleModule[Any, Any]):
         layers: the layers in the order of ``forward``; or one mapping from names to layers.
         backprop: what is kept for the gradients: :class:`Store`, :class:`Recompute` or :class:`Reconstruct`;
             ``None`` takes the strategy of the container around, and :class:`Store` if there is none.
+        grid: ``"exact"``, ``"exact32"``, another :class:`Grid`, or ``None`` for that of the container around, and
+            plain floating point if there is none.
 
     Shape:
         - Input: what the first layer takes; any value, if there is none
         - Output: what the last layer returns
 
     Raises:
-        TypeError: if a layer is not an :class:`InvertibleModule`, or ``backprop`` is no strategy.
-        ValueError: from the log-determinants, if a layer that is not isometric follows one that is not bijective.
+        TypeError: if a layer is not an :class:`InvertibleModule`, ``backprop`` is no strategy, or ``grid`` no grid;
+            on a grid, if the input is not floating point, or ``inverse`` is given values in a narrower dtype.
+        StreamRangeError: on a grid, if a value reaches its limit.
+        ValueError: if a layer does not keep the grid, or is on another one; from the log-determinants, if a layer that
+            is not isometric follows one that is not bijective.
 
     Example:
         >>> net = Sequential(PixelUnshuffle(2), Split(), Coupling(nn.Tanh()), Merge())
@@ -57,17 +70,25 @@ class Sequential(InvertibleModule[Any, Any]):
         (2, Merge())
     """
 
-    def __init__(self, *layers: Layer | Mapping[str, Layer], backprop: Strategy | None = None) -> None:
+    def __init__(
+        self,
+        *layers: Layer | Mapping[str, Layer],
+        backprop: Strategy | None = None,
+        grid: Grid | Literal["exact", "exact32"] | None = None,
+    ) -> None:
         super().__init__()
         self.backprop = backprop
+        self._peak: Peak | None = None  # of the last run
         if len(layers) == 1 and isinstance(layers[0], Mapping):
             named = dict(layers[0])
         else:
             named = {str(position): layer for position, layer in enumerate(layers)}
         for layer in named.values():
             check_layer("Sequential", layer)
+        refuse_unfit(self, grid_of(grid), cast("dict[str, Layer]", named).items())
         for key, layer in named.items():
             self.add_module(key, cast("Layer", layer))
+        self.grid = grid
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -90,7 +111,7 @@ class Sequential(InvertibleModule[Any, Any]):
                 f"Sequential: a slice cannot turn the order round, got step {index.step}. "
                 "The swapped map is Inverse(net); reversed(net) iterates the layers backwards."
             )
-        return Sequential(dict(list(self._items())[index]), backprop=self.backprop)
+        return Sequential(dict(list(self._items())[index]), backprop=self.backprop, grid=self.grid)
 
     @property
     def backprop(self) -> Strategy | None:
@@ -111,6 +132,66 @@ class Sequential(InvertibleModule[Any, Any]):
         self._drift: Drift | None = None  # of the last backward pass
 
     @property
+    def grid(self) -> Grid | None:
+        """The grid that all values between the layers are on: its own, or that of the container around; or ``None``.
+
+        It may be set at any time, by a name, a :class:`Grid` or ``None``. Keys and values stay.
+        """
+        return self._grid
+
+    @grid.setter
+    def grid(self, grid: Grid | Literal["exact", "exact32"] | None) -> None:
+        new = grid_of(grid)
+        refuse_unfit(self, new, self._items())
+        self._own_grid = new
+        self._peak = None
+        place(self, new)
+
+    @property
+    def peak(self) -> float | None:
+        """The largest absolute value between the layers in the last run on a grid, entry and end included.
+
+        ``None`` before the first one since ``grid`` was set, and in a container whose values come from one around it
+        on the same grid: the figure is the outer one's. Not counted under ``torch.compile``, ``torch.export`` and
+        ``torch.func``. With ``on_range="record"`` the figure is on the device, and to read it waits for the device.
+        """
+        return None if self._peak is None else self._peak.read()
+
+    def snap(self, x: Any) -> Any:
+        """Returns ``x`` as it enters the network: its tensors rounded to the grid, in the grid's dtype.
+
+        It is what ``inverse(forward(x))`` returns, bit for bit. On the grid ``"exact"`` it holds the values of ``x``
+        itself if these are 0 or of a size in [2^-16, 8192) in float32, as those of all 8-bit images, ``x / 255``, are.
+        Without a grid it is ``x``.
+
+        Example:
+            >>> net = Sequential(Split(), Coupling(nn.Tanh()), Merge(), grid="exact")
+            >>> x = torch.rand(3, 4)
+            >>> torch.equal(net.inverse(net(x)), net.snap(x))
+            True
+        """
+        return x if self.grid is None else admit(self, self.grid, "forward", x)
+
+    @torch.no_grad()
+    def calibrate(self, x: Any, *, condition: Value | None = None) -> Grid:
+        """Proposes the finest grid for values like those of ``x``, with two bits to spare.
+
+        It runs forward once, in the mode that the network is in, and leaves grid and buffers as they are.
+
+        Raises:
+            ValueError: if the network has no grid to begin with, or none of its dtype is wide enough.
+
+        Example:
+            >>> net = Sequential(Split(), Coupling(nn.Tanh()), Merge(), grid="exact")
+            >>> net.calibrate(torch.full((1, 2), 7.0))
+            Grid(47, torch.float64)
+        """
+        if self.grid is None:
+            raise ValueError('Sequential: calibrate needs a grid to begin with. Set net.grid = "exact".')
+        with buffers_stay(self):
+            return proposed(self.grid, peak_of(self, self.snap(x), condition))
+
+    @property
     def drift(self) -> float | None:
         """How far off reconstructed values were in the last backward pass that had any; see :class:`Reconstruct`.
 
@@ -129,7 +210,8 @@ class Sequential(InvertibleModule[Any, Any]):
         return None if self._drift is None else self._drift.flag
 
     def extra_repr(self) -> str:
-        return "" if self.backprop is None else f"backprop={self.backprop}"
+        options = {"backprop": self.backprop, "grid": self._own_grid}
+        return ", ".join(f"{key}={value}" for key, value in options.items() if value is not None)
 
     def append(self, layer: Layer) -> "Sequential":
         """Adds a layer at the end and returns the container."""
@@ -141,6 +223,8 @@ class Sequential(InvertibleModule[Any, Any]):
         Keys that are positions stay positions; names, and the keys of a slice, stay with their layers.
         """
         check_layer("Sequential", layer)
+        refuse_unfit(self, self.grid, [(str(index), layer)])
+        place(layer, self.grid)
         items = self._items()
         numbered = [key for key, _ in items] == [str(position) for position in range(len(items))]
         free = next(str(n) for n in range(len(items), 2 * len(items) + 1) if str(n) not in self._modules)
@@ -161,6 +245,10 @@ class Sequential(InvertibleModule[Any, Any]):
     @property
     def exactness(self) -> Exactness:
         return max((layer.exactness for layer in self), default=Exactness.EXACT)
+
+    @property
+    def keeps_grid(self) -> bool:
+        return all(layer.keeps_grid for layer in self)
 
     @property
     def stochastic(self) -> bool:
@@ -194,10 +282,11 @@ class Sequential(InvertibleModule[Any, Any]):
             >>> [name for name, value in net.trace(torch.zeros(1, 3, 4, 4))]
             ['down', 'split']
         """
-        return self._trace("forward", x, condition)
+        return self._trace("forward", self.snap(x), condition)
 
     def trace_inverse(self, y: Any, *, condition: Value | None = None) -> Iterator[tuple[str, Any]]:
         """Runs backwards and yields each layer's name and the input that it recovered, last layer first."""
+        y = y if self.grid is None else admit(self, self.grid, "inverse", y)
         return self._trace("inverse", y, condition)
 
     def _items(self) -> list[tuple[str, Layer]]:
@@ -208,12 +297,21 @@ class Sequential(InvertibleModule[Any, Any]):
         return iter(layers) if method.startswith("forward") else reversed(layers)
 
     def _run(self, method: str, value: Any, condition: Value | None) -> Any:
-        def walk(value: Any) -> Any:
-            for step in self._calls(method):
-                value = step(value, condition)
-            return value
+        def through(value: Any) -> Any:
+            return run(self, self.backprop, lambda value: self._walk(method, value, condition), value)
 
-        return run(self, self.backprop, walk, value)
+        return self._enter(method, value, through)
+
+    def _walk(self, method: str, value: Any, condition: Value | None) -> Any:
+        for step in self._calls(method):
+            value = step(value, condition)
+        return value
+
+    def _enter(self, method: str, value: Any, through: Callable[[Any], Any]) -> Any:
+        """Runs on the grid what comes from outside it."""
+        if self.grid is None or is_handed(self):
+            return through(value)
+        return run_on_grid(self, method, value, through)
 
     def _calls(self, method: str) -> Iterator[Callable[[Any, Value | None], Any]]:
         """What runs as one: a layer, or a segment of several if the strategy keeps the input of every k-th only."""
@@ -275,14 +373,17 @@ class Sequential(InvertibleModule[Any, Any]):
         self._refuse_injective_then_bent()
         _check.is_value(self, value)
 
-        def walk(value: Any) -> tuple[Any, Tensor]:
+        def sum_up(value: Any) -> tuple[Any, Tensor]:
             total = zero_log_det(value)
             for step in self._calls(method):
                 value, log_det = step(value, condition)
                 total = total + log_det
             return value, total
 
-        return run(self, self.backprop, walk, value, log_det=True)
+        def through(value: Any) -> tuple[Any, Tensor]:
+            return run(self, self.backprop, sum_up, value, log_det=True)
+
+        return self._enter(method, value, through)
 
     def _refuse_injective_then_bent(self) -> None:
         injective = None

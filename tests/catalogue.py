@@ -137,6 +137,11 @@ def draw_sequential(draw):
     return with_mode(draw, seeded(draw, make))
 
 
+def on_grid(net):
+    net.grid = "exact"
+    return net
+
+
 def draw_injective_sequential(draw):
     def make():
         return inv.Sequential(inv.PadSplit(3, 8), inv.Coupling(smooth(4)), inv.Coupling(smooth(4)), inv.Merge())
@@ -364,6 +369,19 @@ ROWS = {
             "PadSplit(3, 8), which is not bijective.": lambda: inv.Sequential(
                 inv.PadSplit(3, 8), inv.Coupling(nn.Tanh())
             ).forward_and_log_det(x2d),
+        },
+    ),
+    "Sequential on a grid": Row(
+        inv.Sequential,
+        lambda draw: on_grid(draw_sequential(draw)),
+        lambda draw, m: m.snap(image(draw, multiple_of=4)),
+        rejects={
+            "Sequential: every layer must keep its values on the grid, got layer '0', Scale()": lambda: inv.Sequential(
+                Scale(), grid="exact"
+            ),
+            "inverse takes the torch.float64 values that forward returned, got torch.float32": lambda: inv.Sequential(
+                grid="exact"
+            ).inverse(x2d),
         },
     ),
     "Sequential injective": Row(

@@ -86,10 +86,12 @@ def deep(depth, channels=4, **options):
     return inv.Sequential(inv.Split(), *couplings, inv.Merge()).double()
 
 
-def draw_layers(draw, channels, dims, *, nested=True):
+def draw_layers(draw, channels, dims, *, nested=True, additive=False):
     """Layers from a pair to a pair of the same channels; downsampling ones multiply them."""
     layers = []
     kinds = ["coupling", "conditioned", "affine", "swap", "inverse", "down", "parallel"]
+    if additive:
+        kinds = [kind for kind in kinds if kind not in {"affine", "parallel"}]
     for kind in draw(st.lists(st.sampled_from(kinds + ["nested"] * nested), max_size=5), label="layers"):
         if kind == "coupling":
             layers.append(inv.Coupling(function(channels, dims=dims, norm=draw(st.booleans()))))
@@ -108,17 +110,17 @@ def draw_layers(draw, channels, dims, *, nested=True):
         elif kind == "parallel":
             layers.append(inv.Parallel(inv.Sequential(Scale(), inv.Permute.reversed(channels)), inv.Identity()))
         elif kind == "nested":
-            inner, channels = draw_layers(draw, channels, dims, nested=False)
+            inner, channels = draw_layers(draw, channels, dims, nested=False, additive=additive)
             layers.append(inv.Sequential(*inner))
     return layers, channels
 
 
-def draw_network(draw):
+def draw_network(draw, *, additive=False):
     """A bijective network of a tensor with 4 channels, its input, a condition, and whether it is in training."""
     dims = draw(st.integers(1, 3), label="dims")
 
     def make():
-        layers, _ = draw_layers(draw, 2, dims)
+        layers, _ = draw_layers(draw, 2, dims, additive=additive)
         return inv.Sequential(inv.Split(), *layers, inv.Merge())
 
     net = seeded(draw, make).train(draw(st.booleans(), label="train"))

@@ -12,7 +12,18 @@ import invertible
 from tests.catalogue import ROWS
 
 ROOT = Path(__file__).parents[1]
-HELPERS = {"_value", "_check", "_buffers", "_compiled", "_random", "_running", "_tracing"}
+HELPERS = {
+    "_value",
+    "_check",
+    "_buffers",
+    "_compiled",
+    "_function",
+    "_random",
+    "_range",
+    "_running",
+    "_tracing",
+    "grid",
+}
 CONTAINERS = {"sequential", "parallel", "inverse"}
 
 
@@ -20,7 +31,7 @@ def may_import(file):
     """Inside the library, helpers <- module <- layers, and module <- backprop <- containers; no layer imports one."""
     if file in HELPERS | {"module"}:
         return HELPERS
-    return HELPERS | {"module"} | ({"backprop"} if file in CONTAINERS else set())
+    return HELPERS | {"module"} | ({"backprop", "_grids"} if file in CONTAINERS else set())
 
 
 def layers():

@@ -75,6 +75,11 @@ def moved(y: Value) -> Value:
     return map_value(move, y)
 
 
+def snapped(module: Layer, value: Value) -> Value:
+    """A value on the module's grid, if it has one: no other one comes back bit for bit."""
+    return value if module.grid is None else map_value(module.grid.round, value)
+
+
 def describe_form(value: Value) -> str:
     return "; ".join(f"{t.dtype} on {t.device} with batch {len(t)}" for t in leaves(value))
 

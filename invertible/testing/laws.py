@@ -28,6 +28,7 @@ from invertible.testing._compare import (
     moved,
     part_of,
     slogdet,
+    snapped,
     tensors_of,
 )
 
@@ -117,7 +118,7 @@ def is_onto_if_bijective(
 ) -> None:
     """``forward(inverse(y))`` is ``y`` if the layer is bijective, for outputs near those that ``forward`` returned."""
     if module.bijective:
-        y = moved(module(x, condition=condition))
+        y = snapped(module, moved(module(x, condition=condition)))
         back = module(module.inverse(y, condition=condition), condition=condition)
         assert_close(module, back, y, atol, "forward(inverse(y)) is not y, though the layer calls itself bijective")
         zero = torch.zeros_like(module.off_range(y, condition=condition))
@@ -133,7 +134,7 @@ def projects_if_injective(
         def project(y: Value) -> Value:
             return module(module.inverse(y, condition=condition), condition=condition)
 
-        y = moved(module(x, condition=condition))
+        y = snapped(module, moved(module(x, condition=condition)))
         once = project(y)
         assert_close(module, project(once), once, atol, "forward(inverse(y)) is not a projection")
         residual = torch.cat([(a - b).flatten(1) for a, b in zip(leaves(y), leaves(once), strict=True)], dim=1)

@@ -1,0 +1,114 @@
+"""Runs the function of a coupling so that it repeats its bits."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ._compiled import is_compiled
+from ._random import draws
+from ._tracing import transformed
+from ._value import Value, detached_leaf, graph_leaves, is_channels_last, leaves, map_value
+
+__all__ = ["evaluate", "readable"]
+
+
+def readable(function: nn.Module, x: Tensor) -> Tensor:
+    """Values on a grid as the function reads them: in the dtype of its parameters, and in a plain layout.
+
+    Kernels sum in the order of memory: of a view and of a copy they make other bits.
+    """
+    found = chain(function.parameters(), function.buffers())
+    dtype = next((t.dtype for t in found if t.is_floating_point()), torch.get_default_dtype())
+    return plain_layout(x.to(dtype))
+
+
+def evaluate(function: nn.Module, x: Tensor, condition: Value | None, *, exactly: bool = False) -> Any:
+    """Returns ``function(x)``, or ``function(x, condition=condition)`` if there is one.
+
+    A compiled function has a graph for each mode of autograd, and these round differently; attention in ``eval`` has
+    another kernel without gradients. So a function that is compiled, or that must repeat its bits ``exactly``, always
+    runs as it is trained: with gradients enabled, of inputs that require them and have a plain layout, and under
+    autocast without its cache, as the replay must. A single sample in ``eval`` then runs twice at once, for of one
+    alone many kernels make other bits than of the same one among several.
+    """
+    if exactly and x.ndim and len(x) == 1 and not transformed() and _leaves_samples_alone(function):
+        twice = None if condition is None else map_value(_twice, condition)
+        result = evaluate(function, _twice(x), twice, exactly=True)
+        return result[:1] if isinstance(result, Tensor) else result
+    options = {} if condition is None else {"condition": condition}
+    if not (exactly or is_compiled(function)) or transformed():
+        return function(x, **options)
+    parts: list[Any] = [x, *leaves(cast("Value", condition))]
+    given = [t for t in parts if isinstance(t, Tensor)]
+    if torch.is_inference_mode_enabled() or any(t.is_inference() for t in given):
+        if not exactly:
+            return function(plain_layout(x), **options)  # has no graph to train: another one
+        with torch.inference_mode(False), torch.no_grad():
+            normal = None if condition is None else map_value(_copied, condition)
+            return evaluate(function, x.clone(), normal, exactly=True)
+    made: list[Tensor] = []
+
+    def leaf(t: Any) -> Any:
+        if not isinstance(t, Tensor):
+            return t  # a condition may hold anything
+        t = plain_layout(t)
+        if not (torch.is_grad_enabled() and t.requires_grad):
+            t = detached_leaf(t)
+            made.append(t)
+        return t
+
+    x = leaf(x)
+    options = {name: map_value(leaf, value) for name, value in options.items()}
+    with torch.enable_grad(), _uncached_autocast(x.device.type):
+        result = function(x, **options)
+    if not isinstance(result, Tensor):
+        return result
+    known = {id(t) for t in made}
+    tracked = torch.is_grad_enabled() and (
+        any(t.requires_grad for t in chain(given, function.parameters()))
+        or any(id(t) not in known for t in graph_leaves([result]))  # a trained tensor that is no parameter
+    )
+    return result if tracked else result.detach()
+
+
+def _leaves_samples_alone(function: nn.Module) -> bool:
+    return not any(part.training or draws(part) for part in function.modules())
+
+
+def _twice(x: Any) -> Any:
+    return torch.cat((x, x)) if isinstance(x, Tensor) and x.ndim and len(x) == 1 else x
+
+
+def _copied(x: Any) -> Any:
+    return x.clone() if isinstance(x, Tensor) else x
+
+
+def plain_layout(x: Tensor) -> Tensor:
+    """Contiguous or channels last, with the strides of a new tensor: graphs are made for strides, not for formats."""
+    if x.stride() == _strides(x.shape, range(x.ndim)):
+        return x
+    if not is_channels_last(x) or math.prod(x.shape[2:]) == 1:  # of one pixel both are the same
+        return x.clone(memory_format=torch.contiguous_format)
+    if x.stride() == _strides(x.shape, (0, *range(2, x.ndim), 1)):
+        return x
+    return x.clone(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+
+
+def _strides(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    """Those of a new tensor with these dimensions from the outermost to the innermost."""
+    strides, step = [1] * len(shape), 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= max(shape[dim], 1)
+    return tuple(strides)
+
+
+def _uncached_autocast(kind: str) -> AbstractContextManager[Any]:
+    if not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False)
