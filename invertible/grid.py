@@ -133,10 +133,13 @@ class Grid:
         x = x.view_as(x)
         if x.requires_grad and not transformed():
             # Kernels sum in the order of memory: in one layout, the gradients have the same bits by every strategy.
-            hook = partial(laid_out, dtype=x.dtype, channels_last=is_channels_last(x))
-            x.register_hook(hook)  # pyright: ignore[reportUnknownMemberType]
+            x.register_hook(partial(_laid_out, x.dtype, is_channels_last(x)))  # pyright: ignore[reportUnknownMemberType]
         wide = x.to(self.dtype)
         return wide + (nearest - wide).detach()  # exact: both differences and the sum are representable
+
+
+def _laid_out(dtype: torch.dtype, channels_last: bool, grad: Tensor | None) -> Tensor | None:
+    return None if grad is None else laid_out(grad, dtype=dtype, channels_last=channels_last)
 
 
 def _tracked(*tensors: Tensor) -> bool:
