@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ._compiled import is_compiled
 from ._random import draws
-from ._tracing import transformed
+from ._tracing import exporting, transformed
 from ._value import Value, detached_leaf, graph_leaves, is_channels_last, leaves, map_value
 
 __all__ = ["evaluate", "readable"]
@@ -24,7 +24,9 @@ def readable(function: nn.Module, x: Tensor) -> Tensor:
     """
     found = chain(function.parameters(), function.buffers())
     dtype = next((t.dtype for t in found if t.is_floating_point()), torch.get_default_dtype())
-    return plain_layout(x.to(dtype))
+    # In export nothing is run again, and to compare strides would fix the batch size.
+    # In export nothing is run again, and a comparison of strides may fix the batch size.
+    return x.to(dtype) if exporting() else plain_layout(x.to(dtype))
 
 
 def evaluate(function: nn.Module, x: Tensor, condition: Value | None, *, exactly: bool = False) -> Any:
@@ -36,7 +38,7 @@ def evaluate(function: nn.Module, x: Tensor, condition: Value | None, *, exactly
     autocast without its cache, as the replay must. A single sample in ``eval`` then runs twice at once, for of one
     alone many kernels make other bits than of the same one among several.
     """
-    if exactly and x.ndim and len(x) == 1 and not transformed() and _leaves_samples_alone(function):
+    if exactly and not transformed() and x.ndim and len(x) == 1 and _leaves_samples_alone(function):
         twice = None if condition is None else map_value(_twice, condition)
         result = evaluate(function, _twice(x), twice, exactly=True)
         return result[:1] if isinstance(result, Tensor) else result

@@ -183,8 +183,8 @@ class Sequential(InvertibleModule[Any, Any]):
 
         Example:
             >>> net = Sequential(Split(), Coupling(nn.Tanh()), Merge(), grid="exact")
-            >>> net.calibrate(torch.full((1, 2), 7.0))
-            Grid(47, torch.float64)
+            >>> net.calibrate(torch.full((1, 2), 6.0))
+            Grid(48, torch.float64)
         """
         if self.grid is None:
             raise ValueError('Sequential: calibrate needs a grid to begin with. Set net.grid = "exact".')
