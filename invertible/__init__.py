@@ -1,6 +1,6 @@
 """Deep networks that run backwards: composable invertible layers for PyTorch."""
 
-from .backprop._drift import DriftError, DriftWarning
+from .backprop._drift import DriftError, DriftWarning, InexactInverseError, NondeterministicBlockError
 from .backprop.strategies import Recompute, Reconstruct, Store
 from .coupling import Additive, Coupling, CouplingTransform
 from .grid import Grid, StreamRangeError
@@ -26,9 +26,11 @@ __all__ = [
     "Exactness",
     "Grid",
     "Identity",
+    "InexactInverseError",
     "Inverse",
     "InvertibleModule",
     "Merge",
+    "NondeterministicBlockError",
     "PadSplit",
     "Parallel",
     "Permute",

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from invertible import DriftError
+from invertible import DriftError, InexactInverseError
 from invertible.testing import measure_memory
 from zoo import plots, registry
 from zoo.data import ImageTree, StepSampler, evaluation_transform, loader, training_transform
@@ -295,6 +295,12 @@ class Trainer:
                 self.optimizer.zero_grad()
                 result = step()
         except DriftError as error:
+            self.optimizer.zero_grad()  # they are wrong
+            if isinstance(error, InexactInverseError):
+                raise DivergedError(
+                    f"a function of the network did not repeat its bits at step {self.step + 1}, so that the gradients "
+                    "are wrong; go on with --backprop recompute"
+                ) from None
             if not math.isfinite(error.drift):
                 raise DivergedError(
                     f"the activations are not finite at step {self.step + 1}; try a lower --lr"

@@ -76,7 +76,10 @@ class _Link:
     """Where its maker awaits it in backward; ``None`` if it needs it not."""
     fresh: bool
     """Whether the first layer that computes something from it keeps it. So it is for what enters a chain, and for what
-    an injective layer made: exact zeros would come back as noise, which batch norm amplifies and ReLU cuts in half."""
+    an injective layer made: exact zeros would come back as noise, which batch norm amplifies and ReLU cuts in half.
+    On a grid it does not; but what leaves a grid is kept, for the way back to be exact there."""
+    on_grid: bool = False
+    """Whether a layer on a grid has made it."""
 
 
 class Chain:
@@ -134,7 +137,7 @@ class Chain:
         first = layers[0]
         moves = len(layers) == 1 and first.isometric and (first.bijective or method.startswith("forward"))
         free = moves and not trained and not any(t.requires_grad for t in conditions)
-        fresh = any(link.fresh for link in links)
+        fresh = any(link.fresh or (link.on_grid and first.grid is None) for link in links)
         fresh_after = (fresh and free) or (method.startswith("forward") and not all(each.bijective for each in layers))
         if not any(t.requires_grad for t in (*tensors, *conditions, *trained)):
             for link in links:
@@ -142,7 +145,7 @@ class Chain:
                     link.cell.keep(link.tensor)
             with running(None):
                 result = call(value, condition)
-            self._remember(leaves(result[0] if method.endswith("log_det") else result), fresh_after)
+            self._remember(first, leaves(result[0] if method.endswith("log_det") else result), fresh_after)
             return result
         _refuse_late_gathering(self.net, survey, called)
         step = Step(
@@ -162,13 +165,13 @@ class Chain:
             if not (self._is_anchor() or _without_inverse(first)):
                 if self._count > 1:
                     self._warn_of_narrow(first, tensors)
-                if not fresh:
+                if not fresh or first.grid is not None:  # on a grid zeros come back as zeros
                     self._reconstruct_input(step, first, method, tensors, self._reconstruct)
         outputs = Node.apply(step, *tensors, *conditions, *trained)
         count = len(step.shapes)
         if step.rule is not None or (free and any(cell is not None for cell in step.in_cells)):
             step.out_cells = [Cell() for _ in range(count)]
-        self._remember(outputs[:count], fresh_after, step.out_cells)
+        self._remember(first, outputs[:count], fresh_after, step.out_cells)
         result = rebuilt(step.output, iter(outputs))
         return (result, outputs[count]) if step.log_det else result
 
@@ -182,8 +185,9 @@ class Chain:
         step.rule, step.repeats_random = rule_of(layer, method)
         step.probed = [i for i, cell in enumerate(step.in_cells) if cell is None or strategy.locate]
         if step.probed:
-            step.probes = Probes([tensors[i] for i in step.probed])
-            step.report = functools.partial(report, self.net, strategy, layer, self._count)
+            exact = layer.grid is not None
+            step.probes = Probes([tensors[i] for i in step.probed], exact=exact)
+            step.report = functools.partial(report, self.net, strategy, layer, self._count, exact=exact)
 
     def _warn_of_narrow(self, layer: Layer, tensors: Sequence[Tensor]) -> None:
         narrow = next((t.dtype for t in tensors if t.dtype in {torch.float16, torch.bfloat16}), None)
@@ -217,11 +221,13 @@ class Chain:
                 return self._links.pop(key)
         return None
 
-    def _remember(self, tensors: Iterable[Tensor], fresh: bool, cells: Sequence[Cell] = ()) -> None:
+    def _remember(self, layer: Layer, tensors: Iterable[Tensor], fresh: bool, cells: Sequence[Cell] = ()) -> None:
         if self._reconstruct is None:
             return
         for i, tensor in enumerate(tensors):
-            self._links[id(tensor)] = _Link(tensor, tensor._version, cells[i] if cells else None, fresh)
+            self._links[id(tensor)] = _Link(
+                tensor, tensor._version, cells[i] if cells else None, fresh, layer.grid is not None
+            )
 
 
 def _refuse_late_gathering(net: Layer, survey: Survey, called: Layer | None) -> None:

@@ -1,4 +1,4 @@
-"""How far reconstructed inputs are off: probes, and the verdict at the end of a backward pass."""
+"""How far reconstructed inputs are off: probes and checksums, and the verdict at the end of a backward pass."""
 
 import math
 import threading
@@ -14,10 +14,20 @@ from torch import Tensor, nn
 
 from invertible import _check
 
+from ._checksum import checksums
 from ._torch import at_end_of_backward, backward_keeps_graph, backward_number
 from .strategies import Reconstruct
 
-__all__ = ["Drift", "DriftError", "DriftWarning", "Probes", "during_backward", "report"]
+__all__ = [
+    "Drift",
+    "DriftError",
+    "DriftWarning",
+    "InexactInverseError",
+    "NondeterministicBlockError",
+    "Probes",
+    "during_backward",
+    "report",
+]
 
 PROBES = 1024
 
@@ -33,15 +43,36 @@ class DriftError(ArithmeticError):
     """How far off they are, relatively."""
 
 
-class Probes:
-    """Some elements of the tensors that entered a layer, to compare the reconstructed ones with."""
+class InexactInverseError(DriftError):
+    """On a grid, reconstructed inputs are not the true ones bit for bit: a function did not repeat its bits."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+
+class NondeterministicBlockError(InexactInverseError):
+    """On a grid, a layer did not repeat its bits: which one, ``Reconstruct(locate=True)`` was asked to say."""
+
+
+class Probes:
+    """Some elements of the tensors that entered a layer, to compare the reconstructed ones with.
+
+    Where these must have the same bits, also a checksum of all elements.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], *, exact: bool) -> None:
         self.true = [_sample(t.detach()) for t in tensors]
+        self.sums = checksums(tensors) if exact else None
 
     def drift(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The largest relative error of a tensor; the absolute one where the true values are all zero."""
-        return torch.stack(_together([_error(_sample(t), b) for t, b in zip(tensors, self.true, strict=True)])).amax()
+        """The largest relative error of a tensor; the absolute one where the true values are all zero.
+
+        Where the bits must be the same it is zero if and only if they are.
+        """
+        errors = [_error(_sample(t), b) for t, b in zip(tensors, self.true, strict=True)]
+        worst = torch.stack(_together(errors)).amax()
+        if self.sums is None:
+            return worst
+        same = (checksums(tensors) == self.sums).all().to(worst.device)
+        smallest = torch.finfo(tensors[0].dtype).eps  # elements that are no probes differ
+        return torch.where(same, 0.0, torch.where(worst == 0, smallest, worst))
 
 
 def _error(found: Tensor, true: Tensor) -> Tensor:
@@ -69,13 +100,22 @@ def _sample(x: Tensor) -> Tensor:
 class Drift:
     """What the last backward pass through a network says of its reconstruction."""
 
-    def __init__(self, figure: Tensor | float, limit: float) -> None:
-        self.figure, self.limit = figure, limit
+    def __init__(self, figure: Tensor | float, flag: Tensor | bool) -> None:
+        self.figure, self._flag = figure, flag
 
     @property
     def flag(self) -> Tensor:
-        """Whether the figure is beyond the limit, or is no number; on the figure's device."""
-        return ~(torch.as_tensor(self.figure) <= self.limit)
+        """Whether a figure is beyond its limit, or is no number; on the figure's device."""
+        return torch.as_tensor(self._flag)
+
+
+@dataclass
+class _Place:
+    """A layer whose input is compared, and whether it must have the same bits."""
+
+    layer: nn.Module
+    position: int
+    exact: bool
 
 
 @dataclass
@@ -84,7 +124,7 @@ class _Figures:
 
     net: Any
     strategy: Reconstruct
-    layers: list[tuple[nn.Module, int]] = field(default_factory=list[tuple[nn.Module, int]])
+    places: list[_Place] = field(default_factory=list[_Place])
     values: list[Tensor] = field(default_factory=list[Tensor])
 
     @property
@@ -94,16 +134,46 @@ class _Figures:
 
     def record(self) -> None:
         # Not max(): it may pass over a NaN.
-        worst = self.values[0] if len(self.values) == 1 else torch.stack(_together(self.values)).amax()
-        self.net.__dict__["_drift"] = Drift(worst, self.strategy.drift_error)
+        values = torch.stack(_together(self.values))
+        beyond = [~(v <= limit) for v, limit in zip(values, self._limits(), strict=True)]
+        self.net.__dict__["_drift"] = Drift(values.amax(), torch.stack(beyond).any())
 
     def judge(self) -> DriftError | None:
         """Reads the figures; warns, or returns the error."""
         figures: list[float] = torch.stack(_together(self.values)).tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         worst = next((f for f in figures if math.isnan(f)), max(figures))
-        self.net.__dict__["_drift"] = Drift(worst, self.strategy.drift_error)
-        if worst <= self.strategy.drift_warn:
+        flag = any(not f <= limit for f, limit in zip(figures, self._limits(), strict=True))
+        self.net.__dict__["_drift"] = Drift(worst, flag)
+        inexact = next((i for i, f in enumerate(figures) if self.places[i].exact and f != 0), None)
+        if inexact is not None:
+            error = self._inexact(inexact, worst)
+        elif worst <= self.strategy.drift_warn:
             return None
+        else:
+            error = self._far_off(figures, worst)
+        if error is not None:
+            error.drift = worst
+        return error
+
+    def _limits(self) -> list[float]:
+        return [0.0 if place.exact else self.strategy.drift_error for place in self.places]
+
+    def _inexact(self, first: int, worst: float) -> InexactInverseError:
+        who = f"{type(self.net).__name__}: the reconstructed inputs are not the true ones bit for bit"
+        size = f" (off by {worst:.0e})" if math.isfinite(worst) else " (not finite)"
+        grid: Any = cast("Any", self.places[first].layer).grid
+        if grid.on_range == "record" and self.net.peak is not None and not self.net.peak < grid.limit:
+            return InexactInverseError(
+                f"{who}{size}: a value between the layers, of size {self.net.peak:g}, was beyond the limit of {grid}, "
+                f"{grid.limit:g}. Take fewer bits; net.calibrate(x) proposes them."
+            )
+        rule = "a function must repeat its bits, and draw random numbers from torch's global generator only"
+        advice = "Skip the step, or keep the activations: Store()."
+        if not self.strategy.locate:
+            return InexactInverseError(f"{who}{size}: {rule}. {advice} Reconstruct(locate=True) names the layer.")
+        return NondeterministicBlockError(f"{who}{size} at {self._place(first)}: {rule}. {advice}")
+
+    def _far_off(self, figures: Sequence[float], worst: float) -> DriftError | None:
         where = ""
         if self.strategy.locate:
             first = next(i for i, f in enumerate(figures) if not f <= self.strategy.drift_warn)
@@ -113,28 +183,25 @@ class _Figures:
             warnings.warn(
                 f"{who}, above drift_warn={self.strategy.drift_warn:g}.{where} Gradients lose precision with it.",
                 DriftWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
             return None
         locate = "" if self.strategy.locate else " Reconstruct(locate=True) names the layer."
         if math.isfinite(worst):
-            error = DriftError(
+            return DriftError(
                 f"{who}, above drift_error={self.strategy.drift_error:g}, so that the gradients of this step are "
                 f"wrong.{where} Keep more: Reconstruct(anchor_every=10) or Store().{locate}"
             )
-        else:
-            error = DriftError(
-                f"{type(self.net).__name__}: the reconstructed inputs are not finite: a value between the layers is "
-                f"infinite or no number.{where}{locate}"
-            )
-        error.drift = worst
-        return error
+        return DriftError(
+            f"{type(self.net).__name__}: the reconstructed inputs are not finite: a value between the layers is "
+            f"infinite or no number.{where}{locate}"
+        )
 
     def _place(self, index: int) -> str:
-        layer, position = self.layers[index]
+        place = self.places[index]
         modules = cast("Iterable[tuple[str, nn.Module]]", self.net.named_modules())
-        key = next((key for key, module in modules if module is layer), "?")
-        return f"layer {key!r}, {_check.name(layer)}, the {position}. that computes something"
+        key = next((key for key, module in modules if module is place.layer), "?")
+        return f"layer {key!r}, {_check.name(place.layer)}, the {place.position}. that computes something"
 
 
 def _together(values: Sequence[Tensor]) -> list[Tensor]:
@@ -185,9 +252,11 @@ def during_backward() -> _Backward:
     return backward
 
 
-def report(net: nn.Module, strategy: Reconstruct, layer: nn.Module, position: int, figure: Tensor) -> None:
+def report(
+    net: nn.Module, strategy: Reconstruct, layer: nn.Module, position: int, figure: Tensor, *, exact: bool
+) -> None:
     """Takes down how far off a layer's input is, to be read with all others at the end of the backward pass."""
     if not figure.is_meta:
         figures = during_backward().figures.setdefault(id(net), _Figures(net, strategy))
-        figures.layers.append((layer, position))
+        figures.places.append(_Place(layer, position, exact))
         figures.values.append(figure)
