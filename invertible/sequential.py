@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any, Literal, cast, overload
 
 import torch
@@ -12,11 +11,12 @@ from . import _check
 from ._buffers import buffers_stay
 from ._grids import Peak, admit, peak_of, place, proposed, refuse_unfit, run_on_grid
 from ._range import is_handed
-from ._running import call, walked, walks
+from ._running import call, walked
 from ._value import Value
 from .backprop import Strategy
-from .backprop._chain import Chain, chain_of, run
+from .backprop._chain import run
 from .backprop._drift import Drift
+from .backprop._segments import calls
 from .grid import Grid, grid_of
 from .module import Exactness, InvertibleModule, check_layer, zero_log_det
 
@@ -314,39 +314,7 @@ class Sequential(InvertibleModule[Any, Any]):
         return run_on_grid(self, method, value, through)
 
     def _calls(self, method: str) -> Iterator[Callable[[Any, Value | None], Any]]:
-        """What runs as one: a layer, or a segment of several if the strategy keeps the input of every k-th only."""
-        chain = chain_of(self)
-        if chain is None or chain.every == 1:
-            yield from (
-                partial(self._run_layer, position, layer, method) for position, _, layer in self._ordered(method)
-            )
-            return
-        group: list[tuple[int, Layer]] = []
-        for position, _, layer in self._ordered(method):
-            entered = walks(layer, method)
-            if group and (entered or len(group) == chain.every):
-                yield partial(self._run_segment, chain, group, method)
-                group = []
-            if entered:
-                yield partial(self._run_layer, position, layer, method)
-            else:
-                group.append((position, layer))
-        if group:
-            yield partial(self._run_segment, chain, group, method)
-
-    def _run_segment(
-        self, chain: Chain, group: list[tuple[int, Layer]], method: str, value: Any, condition: Value | None
-    ) -> Any:
-        def segment(value: Any, condition: Value | None) -> Any:
-            total: Tensor | None = None
-            for position, layer in group:
-                value = self._run_layer(position, layer, method, value, condition)
-                if method.endswith("log_det"):
-                    value, log_det = value
-                    total = log_det if total is None else total + log_det
-            return value if total is None else (value, total)
-
-        return chain.segment([layer for _, layer in group], method, segment, value, condition)
+        return calls(self, ((position, layer) for position, _, layer in self._ordered(method)), method, self._run_layer)
 
     def _run_layer(self, position: int, layer: Layer, method: str, value: Any, condition: Value | None) -> Any:
         try:
