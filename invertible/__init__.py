@@ -6,6 +6,7 @@ from .coupling import Additive, Coupling, CouplingTransform
 from .grid import Grid, StreamRangeError
 from .identity import Identity
 from .inverse import Inverse
+from .latent import EnvironmentMismatch, Latent
 from .module import Exactness, InvertibleModule, Value
 from .pad_split import PadSplit
 from .parallel import Parallel
@@ -23,12 +24,14 @@ __all__ = [
     "CouplingTransform",
     "DriftError",
     "DriftWarning",
+    "EnvironmentMismatch",
     "Exactness",
     "Grid",
     "Identity",
     "InexactInverseError",
     "Inverse",
     "InvertibleModule",
+    "Latent",
     "Merge",
     "NondeterministicBlockError",
     "PadSplit",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import _check
 from ._buffers import buffers_stay
+from ._environment import decoded, encoded
 from ._grids import Peak, admit, peak_of, place, proposed, refuse_unfit, run_on_grid
 from ._range import is_handed
 from ._running import call, walked
@@ -18,6 +19,7 @@ from .backprop._chain import run
 from .backprop._drift import Drift
 from .backprop._segments import calls
 from .grid import Grid, grid_of
+from .latent import Latent
 from .module import Exactness, InvertibleModule, check_layer, zero_log_det
 
 __all__ = ["Sequential"]
@@ -172,6 +174,24 @@ class Sequential(InvertibleModule[Any, Any]):
         """
         return x if self.grid is None else admit(self, self.grid, "forward", x)
 
+    def encode(self, x: Any, *, condition: Value | None = None) -> Latent:
+        """Returns what ``forward`` makes of ``x``, with all that its exact way back depends on.
+
+        ``inverse(latent)`` then returns ``snap(x)`` bit for bit, or raises an :class:`EnvironmentMismatch` that says
+        what has changed: weights, mode, autocast, memory format, device, version of torch. It runs without gradients
+        and leaves buffers as they are. What it can't see: functions that are not deterministic, or read a file.
+
+        Raises:
+            ValueError: if the network has no grid, or draws random numbers.
+
+        Example:
+            >>> net = Sequential(Split(), Coupling(nn.Linear(2, 2)), Merge(), grid="exact")
+            >>> x = torch.rand(3, 4)
+            >>> torch.equal(net.inverse(net.encode(x)), net.snap(x))
+            True
+        """
+        return encoded(self, x, condition)
+
     @torch.no_grad()
     def calibrate(self, x: Any, *, condition: Value | None = None) -> Grid:
         """Proposes the finest grid for values like those of ``x``, with two bits to spare.
@@ -259,7 +279,16 @@ class Sequential(InvertibleModule[Any, Any]):
         return self._run("forward", x, condition)
 
     @walked
-    def inverse(self, y: Any, *, condition: Value | None = None) -> Any:
+    def inverse(self, y: Any, *, condition: Value | None = None, strict: bool = True) -> Any:
+        """Applies the inverses from the last to the first.
+
+        Args:
+            y: what ``forward`` has returned, or a :class:`Latent` of :meth:`encode`.
+            condition: what ``forward`` was given.
+            strict: of a latent whose way back may have other bits: raise an :class:`EnvironmentMismatch`, or warn.
+        """
+        if isinstance(y, Latent):
+            y = decoded(self, y, condition, strict=strict)
         return self._run("inverse", y, condition)
 
     @walked

@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import invertible as inv
 from invertible import Coupling, DriftError, InexactInverseError, NondeterministicBlockError, Reconstruct, Store
+from invertible._checksum import checksum
 from invertible.backprop import is_replaying
-from invertible.backprop._checksum import checksum
 from invertible.testing import measure_memory
 from tests.distributed import on_two
 from tests.networks import outcome, with_strategy

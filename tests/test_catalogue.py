@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 HELPERS = {
     "_value",
     "_check",
+    "_checksum",
     "_buffers",
     "_compiled",
     "_function",
@@ -31,7 +32,8 @@ def may_import(file):
     """Inside the library, helpers <- module <- layers, and module <- backprop <- containers; no layer imports one."""
     if file in HELPERS | {"module"}:
         return HELPERS
-    return HELPERS | {"module"} | ({"backprop", "_grids"} if file in CONTAINERS else set())
+    above = {"backprop", "_grids", "_environment", "latent"} if file in CONTAINERS | {"_environment"} else set()
+    return HELPERS | {"module"} | above
 
 
 def layers():

@@ -296,17 +296,12 @@ class Trainer:
                 result = step()
         except DriftError as error:
             self.optimizer.zero_grad()  # they are wrong
-            if isinstance(error, InexactInverseError):
-                raise DivergedError(
-                    f"a function of the network did not repeat its bits at step {self.step + 1}, so that the gradients "
-                    "are wrong; go on with --backprop recompute"
-                ) from None
+            at = f"at step {self.step + 1}"
             if not math.isfinite(error.drift):
-                raise DivergedError(
-                    f"the activations are not finite at step {self.step + 1}; try a lower --lr"
-                ) from None
-            off = f"the reconstruction is off by {error.drift:.0e} at step {self.step + 1}"
-            raise DivergedError(f"{off}, so that the gradients are wrong; go on with --backprop recompute") from None
+                raise DivergedError(f"the activations are not finite {at}; try a lower --lr") from None
+            off = "no longer exact" if isinstance(error, InexactInverseError) else f"off by {error.drift:.0e}"
+            wrong = f"the reconstruction is {off} {at}, so that the gradients are wrong"
+            raise DivergedError(f"{wrong}; go on with --backprop recompute") from None
         drift = self.net.drift if isinstance(self.net, IRevNet) else None
         if drift is not None:
             self._drift = max(self._drift or 0.0, drift)

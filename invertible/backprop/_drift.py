@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from invertible import _check
+from invertible._checksum import checksums
 
-from ._checksum import checksums
 from ._torch import at_end_of_backward, backward_keeps_graph, backward_number
 from .strategies import Reconstruct
 
