@@ -1,5 +1,6 @@
 """Deep networks that run backwards: composable invertible layers for PyTorch."""
 
+from ._estimate import ErrorEstimate
 from .backprop._drift import DriftError, DriftWarning, InexactInverseError, NondeterministicBlockError
 from .backprop.strategies import Recompute, Reconstruct, Store
 from .coupling import Additive, Coupling, CouplingTransform
@@ -25,6 +26,7 @@ __all__ = [
     "DriftError",
     "DriftWarning",
     "EnvironmentMismatch",
+    "ErrorEstimate",
     "Exactness",
     "Grid",
     "Identity",

@@ -1,7 +1,8 @@
 """Builds the error messages of the layers, each of the form ``who: rule, got what.`` and, where it helps, a fix."""
 
 import operator
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,3 +91,16 @@ def integer(who: str, option: str, value: object) -> int:
         return operator.index(cast("int", value))
     except TypeError:
         raise TypeError(f"{who}: {option} must be an integer, got {value!r}.") from None
+
+
+def has_log_det(module: nn.Module, layers: Sequence[Any]) -> None:
+    """Refuses a sequence of layers whose log-determinants don't add up: after an injective one come isometries only."""
+    injective = None
+    for position, layer in enumerate(layers):
+        if injective is not None and not layer.isometric:
+            raise ValueError(
+                f"{type(module).__name__}: has no log-determinant, because layer {position}, {name(layer)}, is not "
+                f"isometric and follows layer {injective}, {name(layers[injective])}, which is not bijective."
+            )
+        if injective is None and not layer.bijective:
+            injective = position

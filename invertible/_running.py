@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 import torch
 
+from ._noise import is_shaking, shaken
 from ._range import handed
 from .grid import refuse_other_grid
 
@@ -58,6 +59,17 @@ def running(new: Engine | None, layer: Any = None) -> Generator[None]:
 
 def call(container: Any, layer: Any, method: str, value: Any, condition: Any) -> Any:
     """Calls a container's layer, by the engine that runs the container, if one does."""
+    if is_shaking():
+        return _shaken(container, layer, method, value, condition)
+    return _call_on_grid(container, layer, method, value, condition)
+
+
+def _shaken(container: Any, layer: Any, method: str, value: Any, condition: Any) -> Any:
+    result = _call_on_grid(container, layer, method, value, condition)
+    return result if layer.isometric or walks(layer, method) else shaken(result, value)
+
+
+def _call_on_grid(container: Any, layer: Any, method: str, value: Any, condition: Any) -> Any:
     function = layer if method == "forward" else getattr(layer, method)  # forward through hooks
     if layer.grid is not None or container.grid is not None:
         refuse_other_grid(container, layer)

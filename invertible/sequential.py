@@ -10,6 +10,7 @@ from torch import Tensor
 from . import _check
 from ._buffers import buffers_stay
 from ._environment import decoded, encoded
+from ._estimate import with_error
 from ._grids import Peak, admit, peak_of, place, proposed, refuse_unfit, run_on_grid
 from ._range import is_handed
 from ._running import call, walked
@@ -279,16 +280,19 @@ class Sequential(InvertibleModule[Any, Any]):
         return self._run("forward", x, condition)
 
     @walked
-    def inverse(self, y: Any, *, condition: Value | None = None, strict: bool = True) -> Any:
+    def inverse(self, y: Any, *, condition: Value | None = None, strict: bool = True, estimate: bool = False) -> Any:
         """Applies the inverses from the last to the first.
 
         Args:
             y: what ``forward`` has returned, or a :class:`Latent` of :meth:`encode`.
             condition: what ``forward`` was given.
             strict: of a latent whose way back may have other bits: raise an :class:`EnvironmentMismatch`, or warn.
+            estimate: return the pair of the result and an :class:`ErrorEstimate`, for three times the time.
         """
         if isinstance(y, Latent):
             y = decoded(self, y, condition, strict=strict)
+        if estimate:
+            return with_error(self, lambda y: self._run("inverse", y, condition), y, condition)
         return self._run("inverse", y, condition)
 
     @walked
@@ -367,7 +371,7 @@ class Sequential(InvertibleModule[Any, Any]):
                 yield key, value
 
     def _sum_log_dets(self, method: str, value: Any, condition: Value | None) -> tuple[Any, Tensor]:
-        self._refuse_injective_then_bent()
+        _check.has_log_det(self, list(self))
         _check.is_value(self, value)
 
         def sum_up(value: Any) -> tuple[Any, Tensor]:
@@ -381,14 +385,3 @@ class Sequential(InvertibleModule[Any, Any]):
             return run(self, self.backprop, sum_up, value, log_det=True)
 
         return self._enter(method, value, through)
-
-    def _refuse_injective_then_bent(self) -> None:
-        injective = None
-        for position, layer in enumerate(self):
-            if injective is not None and not layer.isometric:
-                raise ValueError(
-                    f"Sequential: has no log-determinant, because layer {position}, {_check.name(layer)}, is not "
-                    f"isometric and follows layer {injective}, {_check.name(self[injective])}, which is not bijective."
-                )
-            if injective is None and not layer.bijective:
-                injective = position

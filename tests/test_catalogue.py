@@ -19,6 +19,7 @@ HELPERS = {
     "_buffers",
     "_compiled",
     "_function",
+    "_noise",
     "_random",
     "_range",
     "_running",
@@ -32,7 +33,8 @@ def may_import(file):
     """Inside the library, helpers <- module <- layers, and module <- backprop <- containers; no layer imports one."""
     if file in HELPERS | {"module"}:
         return HELPERS
-    above = {"backprop", "_grids", "_environment", "latent"} if file in CONTAINERS | {"_environment"} else set()
+    above = {"backprop", "_grids", "_environment", "_estimate", "latent"}
+    above = above if file in CONTAINERS | {"_environment", "_estimate"} else set()
     return HELPERS | {"module"} | above
 
 

@@ -1,11 +1,13 @@
 """The laws of the contract, to be tried on any layer: this library's, or your own.
 
 :func:`check` tries all of them; each law is a function of its own, too. :func:`check_backprop` compares what is kept
-for the gradients, and :func:`measure_memory` counts bytes. ``invertible.testing.strategies`` holds Hypothesis
+for the gradients, :func:`exactness_report` tries what the bits of a network on a grid depend on, and
+:func:`measure_memory` counts bytes. ``invertible.testing.strategies`` holds Hypothesis
 strategies for drawing inputs; it is imported apart, for it alone needs Hypothesis.
 """
 
 from .backprop import BackpropReport, StrategyReport, check_backprop
+from .exactness import ExactnessReport, ExactnessRow, exactness_report
 from .laws import (
     LAWS,
     Law,
@@ -29,12 +31,15 @@ from .memory import Memory, measure_memory
 __all__ = [
     "LAWS",
     "BackpropReport",
+    "ExactnessReport",
+    "ExactnessRow",
     "Law",
     "Memory",
     "StrategyReport",
     "check",
     "check_backprop",
     "derivatives_are_right",
+    "exactness_report",
     "inverse_moves_no_buffer",
     "is_deterministic",
     "is_onto_if_bijective",

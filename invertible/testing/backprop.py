@@ -125,7 +125,7 @@ def check_backprop(
 
 
 @dataclass
-class _Left:
+class Left:
     """What a training step leaves behind."""
 
     values: dict[str, Tensor | None]
@@ -137,7 +137,12 @@ class _Left:
     drift: float | None
 
 
-def _train(net: nn.Module, strategy: Strategy, x: Value, condition: Value | None) -> _Left:
+def train_once(net: nn.Module, strategy: Strategy, x: Value, condition: Value | None) -> Left:
+    """Trains a copy of the network for one step by a strategy."""
+    return _run(net, strategy, x, condition, backward=True)[0]
+
+
+def _train(net: nn.Module, strategy: Strategy, x: Value, condition: Value | None) -> Left:
     start = _random_states()
     _, before = _run(net, strategy, x, condition, backward=False)
     _set_random_states(start)
@@ -148,7 +153,7 @@ def _train(net: nn.Module, strategy: Strategy, x: Value, condition: Value | None
 
 def _run(
     net: nn.Module, strategy: Strategy, x: Value, condition: Value | None, *, backward: bool
-) -> tuple[_Left, Memory]:
+) -> tuple[Left, Memory]:
     """Runs a copy of the network, forward and, if asked for, backward."""
     net = copy.deepcopy(net)
     chains = _outermost(net)
@@ -174,7 +179,7 @@ def _run(
     drifts = [chain.drift for chain in chains if chain.drift is not None]
     values: dict[str, Tensor | None] = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
     buffers: dict[str, Tensor | None] = dict(net.named_buffers())
-    return _Left(values, gradients, buffers, _random_states(), memory, counter.calls, max(drifts, default=None)), memory
+    return Left(values, gradients, buffers, _random_states(), memory, counter.calls, max(drifts, default=None)), memory
 
 
 def _random_states() -> list[Tensor]:
@@ -219,7 +224,7 @@ def _outermost(net: nn.Module) -> list[Sequential]:
     return [chain for child in net.children() for chain in _outermost(child)]
 
 
-def _compared(strategy: Strategy, reference: _Left, found: _Left) -> StrategyReport:
+def _compared(strategy: Strategy, reference: Left, found: Left) -> StrategyReport:
     values, _ = _largest_error(reference.values, found.values)
     gradients, worst = _largest_error(reference.gradients, found.gradients)
     buffers, _ = _largest_error(reference.buffers, found.buffers)
@@ -331,7 +336,7 @@ def _why(layer: Any, method: str, value: Any, condition: Any, result: Any, repla
                 return f"its inverse is off by {error:.0e}"
     mapped = layer if method.startswith("forward") else Inverse(layer)  # behind a layer that keeps the chain's entry
     chain = Sequential(_Copy(), mapped)
-    alone = [_run(chain, strategy, value, condition, backward=True)[0] for strategy in (Store(), Reconstruct())]
+    alone = [train_once(chain, strategy, value, condition) for strategy in (Store(), Reconstruct())]
     error, where = _largest_error(alone[0].gradients, alone[1].gradients)
     return f"the gradient of its {where} is off by {error:.0e}" if error > limit else None
 
