@@ -24,11 +24,11 @@ from zoo.errors import InputError
 from zoo.inversion import InversionError, invert_files, relative_errors
 from zoo.progress import Reporter, say
 from zoo.recipes import RECIPES, Recipe
-from zoo.run import BACKPROP, Run
+from zoo.run import BACKPROP, GRIDS, Run
 from zoo.training import Interrupted, Trainer, build, find_device, load_net
 
 RESUME_KEEPS = {"data", "device", "workers", "backprop", "resume", "evaluate", "invert"}  # the rest is the run's own
-INVERT_TAKES = {"invert", "resume", "model", "size", "device", "seed", "output"}
+INVERT_TAKES = {"invert", "resume", "model", "size", "grid", "device", "seed", "output"}
 PICTURES = 10  # as many as fit side by side
 
 
@@ -50,6 +50,11 @@ def parser() -> argparse.ArgumentParser:
         "--backprop",
         choices=list(BACKPROP),
         help="what is kept for the gradients: everything, inputs or outputs of blocks (default: reconstruct)",
+    )
+    p.add_argument(
+        "--grid",
+        choices=list(GRIDS),
+        help="what values between blocks are rounded to: on a grid the inverse has no error (default: exact)",
     )
     p.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     p.add_argument("--seed", type=_count, metavar="N", help="of weights, order and augmentation (default: 0)")
@@ -121,7 +126,8 @@ def prepare(given: dict[str, Any]) -> Trainer:
     workers = given.get("workers", min(8, (os.cpu_count() or 1) - 1))
     backprop = given.get("backprop", "reconstruct")
     device = given.get("device", default_device())
-    run = Run(recipe, given.get("data"), seed=seed, device=device, workers=workers, backprop=backprop)
+    grid = given.get("grid", "exact")
+    run = Run(recipe, given.get("data"), seed=seed, device=device, workers=workers, backprop=backprop, grid=grid)
     folder = given.get("output") or fresh(Path("runs") / f"{recipe.name}-{recipe.model}-seed{seed}")
     if (folder / "checkpoint.pt").exists():
         raise InputError(
@@ -161,7 +167,7 @@ def report(trainer: Trainer, reporter: Reporter) -> None:
     if trainer.peak is not None:
         cells |= {"peak of activations": f"{trainer.peak / 2**20:.1f} MiB ({trainer.run.backprop})"}
     if trainer.drift is not None:
-        cells |= {"largest drift": f"{trainer.drift:.1e}"}
+        cells |= {"largest drift": f"{trainer.drift:.1e}" if trainer.drift else "0"}
     if error is not None:
         cells |= {"inversion error ε": mean_median_max(error)}
     reporter.table(f"{trainer.run.recipe.model}: {result.images} validation images", cells)
@@ -183,6 +189,8 @@ def invert(given: dict[str, Any], console: Console) -> None:
         torch.manual_seed(given.get("seed", 0))
         net = build(recipe, num_classes=1000).to(device)
         say(console, f"{recipe.model} with untrained weights; --resume DIR takes those of a run")
+        if isinstance(net, zoo.IRevNet):
+            net.grid = GRIDS[given.get("grid", "exact")]
     if not isinstance(net, zoo.IRevNet):
         raise InputError(f"{recipe.model} has no inverse; --model takes {', '.join(zoo.names())}")
     errors: list[torch.Tensor] = []
@@ -200,6 +208,8 @@ def invert(given: dict[str, Any], console: Console) -> None:
 
 def mean_median_max(error: InversionError) -> str:
     """The paper's measure first, then median and maximum."""
+    if error.maximum == 0:
+        return "0 (every pixel, bit for bit)"
     return f"{error.mean:.2e} (median {error.median:.2e}, maximum {error.maximum:.2e})"
 
 

@@ -1,36 +1,34 @@
 """A number that says whether a tensor has come back with all its bits, whatever the order of the sum."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-__all__ = ["checksum", "checksums", "digest"]
+__all__ = ["checksum", "digest"]
 
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def checksum(x: Tensor) -> Tensor:
-    """A 64-bit integer for the bits of a tensor, on its device.
+def checksum(*tensors: Tensor) -> Tensor:
+    """A 64-bit integer for the bits of one tensor or of several, on the device of the first.
 
-    The bits are summed along each row and each column (dimensions from the third on are a row), modulo 2^64, so that
-    threads and devices agree; the sums are then mixed, each by its place. It is linear in nothing: an exchange of two
-    elements changes it, also of a number and its negative, as any change of one element does.
+    The bits are summed along each row and each column (dimensions from the third on are a row), with overflow, so that
+    threads and devices agree; the sums are then mixed, each by its place. So an exchange of two elements changes it,
+    of a number and its negative too, as any change of one element does.
     """
-    x = x.detach()
+    return _mixed(torch.cat([part.to(tensors[0].device) for t in tensors for part in _sums(t.detach())]))
+
+
+def _sums(x: Tensor) -> tuple[Tensor, ...]:
     x = torch.view_as_real(x) if x.is_complex() else x
     bits = x.view(_INTEGER[x.element_size()])
     if x.ndim < 2:
-        return _mixed(bits.long().flatten())
-    rows = bits.sum(tuple(range(2, x.ndim)), dtype=torch.int64) if x.ndim > 2 else bits.long()
-    columns = bits.sum((0, 1), dtype=torch.int64)
-    return _mixed(torch.cat((rows.flatten(), columns.flatten())))
-
-
-def checksums(tensors: Sequence[Tensor]) -> Tensor:
-    """Those of several tensors, on the device of the first."""
-    return torch.stack([checksum(t).to(tensors[0].device) for t in tensors])
+        return (bits.long().flatten(),)
+    wide = bits.dtype if x.element_size() >= 4 else torch.int64  # to widen while summing is slow
+    rows = bits.sum(tuple(range(2, x.ndim)), dtype=wide) if x.ndim > 2 else bits
+    return rows.long().flatten(), bits.sum((0, 1), dtype=wide).long().flatten()
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

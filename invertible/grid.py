@@ -98,8 +98,12 @@ class Grid:
         """
         if not x.is_floating_point():
             raise TypeError(f"Grid: expected a floating-point tensor, got dtype {x.dtype}. Scale images: x / 255.")
-        nearest = self._steps(x.detach()) * self.step
-        nearest = torch.where(nearest == 0, 0.0, nearest)  # minus zero would come back as zero: other bits
+        steps = self._steps(x.detach())
+        # Minus zero would come back as zero: other bits. (A compiler might drop the addition of zero.)
+        if transformed():
+            nearest = torch.where(steps == 0, 0.0, steps * self.step)
+        else:
+            nearest = torch.add(steps.new_zeros(()), steps, alpha=self.step, out=steps)
         return self._straight_through(x, nearest) if _tracked(x) else nearest
 
     def add(self, x: Tensor, shift: Tensor) -> Tensor:
@@ -120,14 +124,16 @@ class Grid:
     def _sum(self, x: Tensor, shift: Tensor, sign: int) -> Tensor:
         steps = self._steps(shift.detach())
         if not _tracked(x, shift):
-            return torch.add(x, steps, alpha=sign * self.step)
+            return torch.add(x, steps, alpha=sign * self.step, out=steps)  # into the memory that is there
         return torch.add(x, self._straight_through(shift, steps * self.step), alpha=sign)
 
     def _steps(self, x: Tensor) -> Tensor:
-        """How many steps from zero, to the nearest integer: computed in the tensor's own precision, without error."""
-        if x.dtype not in _SIGNIFICAND:
-            x = x.float()
-        return (x * 2.0**self.bits).round_().to(self.dtype)
+        """How many steps from zero, to the nearest integer, in new memory: without error before the rounding."""
+        if x.dtype == self.dtype:
+            return (x * 2.0**self.bits).round_()
+        if x.dtype == torch.float64:  # to narrow it first would round twice
+            return (x * 2.0**self.bits).round_().to(self.dtype)
+        return x.to(self.dtype).mul_(2.0**self.bits).round_()
 
     def _straight_through(self, x: Tensor, nearest: Tensor) -> Tensor:
         x = x.view_as(x)

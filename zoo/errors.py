@@ -1,13 +1,43 @@
-"""The error for what a user of a command got wrong."""
+"""The errors for what a user of a command got wrong, and for a run that went astray."""
 
-__all__ = ["InputError", "reason"]
+import math
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from invertible import DriftError, InexactInverseError, StreamRangeError
+
+__all__ = ["DivergedError", "InputError", "diverging", "reason"]
 
 
 class InputError(ValueError):
     """Something that a user gave is wrong; the message is one line that says what. Commands exit with code 2."""
 
 
+class DivergedError(InputError):
+    """The loss is no longer finite, values have become too large, or the gradients are wrong."""
+
+
 def reason(error: BaseException) -> str:
     """Returns the first line of an error's message, or its kind if it has none."""
     text = getattr(error, "strerror", None) or str(error)
     return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextmanager
+def diverging(at: str) -> Generator[None]:
+    """Says in one line what has become of the network, and what to try.
+
+    Raises:
+        DivergedError: if a value leaves the grid, or a reconstruction is off.
+    """
+    try:
+        yield
+    except StreamRangeError as error:
+        beyond = f"the activations reach {error.peak:.0e} {at}, and the grid ends at {error.limit:g}"
+        raise DivergedError(f"{beyond}; try a lower --lr, or --grid none") from None
+    except DriftError as error:
+        if not math.isfinite(error.drift):
+            raise DivergedError(f"the activations are not finite {at}; try a lower --lr") from None
+        off = "no longer exact" if isinstance(error, InexactInverseError) else f"off by {error.drift:.0e}"
+        wrong = f"the reconstruction is {off} {at}, so that the gradients are wrong"
+        raise DivergedError(f"{wrong}; go on with --backprop recompute") from None

@@ -1,11 +1,12 @@
 """The i-RevNets of Jacobsen et al., assembled from invertible layers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from invertible import Coupling, InvertibleModule, Merge, PadSplit, PixelUnshuffle, Sequential, Split
+from invertible import Coupling, Grid, InvertibleModule, Latent, Merge, PadSplit, PixelUnshuffle, Sequential, Split
 from invertible.backprop import Strategy
 from zoo.registry import register
 
@@ -87,7 +88,8 @@ class IRevNet(nn.Module):
             ``inverse`` is given logits.
 
     The network's ``backprop`` decides what training keeps: ``net.backprop = Reconstruct()`` makes memory independent
-    of the depth of the body.
+    of the depth of the body. Its ``grid`` decides how values are rounded: with ``net.grid = "exact"`` the image comes
+    back bit for bit.
 
     Example:
         >>> net = irevnet_small(num_classes=10).eval()
@@ -151,21 +153,46 @@ class IRevNet(nn.Module):
         """How far off reconstructed values were in the last backward pass; see :class:`~invertible.Reconstruct`."""
         return self.body.drift
 
+    @property
+    def grid(self) -> Grid | None:
+        """The grid that the values of the body are on, or ``None``; see :class:`~invertible.Grid`.
+
+        On one the inverse is exact to the last bit. It is set by a name, such as ``"exact"``, a grid, or ``None``.
+        Keys and values stay.
+        """
+        return self.body.grid
+
+    @grid.setter
+    def grid(self, grid: Grid | Literal["exact", "exact32"] | None) -> None:
+        self.body.grid = grid
+
+    def encode(self, x: Tensor) -> Latent:
+        """Returns the features with all that their way back depends on; see :meth:`invertible.Sequential.encode`."""
+        self._check_image(x)
+        return self.body.encode(x)
+
     def compile_functions(self, **options: Any) -> None:
         """Compiles the functions of all blocks; see :meth:`invertible.InvertibleModule.compile_functions`."""
         self.body.compile_functions(**options)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits."""
-        return self.head(self.features(x))
+        features = self.features(x)
+        return self.head(features if self.grid is None else features.to(self._dtype()))
 
     def features(self, x: Tensor) -> Tensor:
         """Returns the last value of the body, ``(x, x̃)`` merged: ``(batch, feature_channels, height, width)``."""
         self._check_image(x)
         return self.body(x)
 
-    def inverse(self, features: Tensor) -> Tensor:
-        """Returns the image that has these features: exactly, up to rounding, if the body is bijective."""
+    def inverse(self, features: Tensor | Latent, *, strict: bool = True) -> Tensor:
+        """Returns the image that has these features: bit for bit on a grid, and up to rounding without one.
+
+        A latent of :meth:`encode` has them exactly, or raises an :class:`~invertible.EnvironmentMismatch` that says
+        what has changed; with ``strict=False`` it warns.
+        """
+        if isinstance(features, Latent):
+            return self.body.inverse(features, strict=strict)
         if not isinstance(features, Tensor):
             raise TypeError(f"IRevNet: inverse expects the tensor of net.features(x), got {type(features).__name__}.")
         shape = tuple(features.shape)
@@ -178,6 +205,10 @@ class IRevNet(nn.Module):
             rule = f"features have the shape (batch, {self.feature_channels}, height, width)"
             raise ValueError(f"IRevNet: {rule}, got a tensor of shape {shape}.")
         return self.body.inverse(features)
+
+    def _dtype(self) -> torch.dtype:
+        """That of the head, which is none of the grid."""
+        return next(self.head.parameters()).dtype
 
     def _check_image(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):

@@ -12,16 +12,20 @@ from typing import Any
 import torch
 
 from invertible import Recompute, Reconstruct, Store
+from invertible.grid import PRESETS
 from zoo.errors import InputError, reason
 from zoo.recipes import Recipe
 
-__all__ = ["BACKPROP", "Run", "load_checkpoint", "readable", "write"]
+__all__ = ["BACKPROP", "GRIDS", "Run", "load_checkpoint", "readable", "write"]
 
 CHECKPOINT = ("net", "optimizer", "step", "rows", "classes", "images", "sums", "seconds", "drift", "peak")
 
 
 BACKPROP = {"store": Store(), "recompute": Recompute(), "reconstruct": Reconstruct()}
 """What may be kept for the gradients, by name."""
+
+GRIDS = {"exact": PRESETS["exact"], "exact32": PRESETS["exact32"], "none": None}
+"""The grids of :class:`invertible.Grid` that a network's values may be on, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +40,14 @@ class Run:
     workers: int = 0
     backprop: str = "reconstruct"
     """What is kept for the gradients: a name in ``BACKPROP``."""
+    grid: str = "exact"
+    """What the values between the layers are rounded to: a name in ``GRIDS``."""
 
     def __post_init__(self) -> None:
         if self.backprop not in BACKPROP:
             raise ValueError(f"backprop must be one of {', '.join(BACKPROP)}, got {self.backprop!r}")
+        if self.grid not in GRIDS:
+            raise ValueError(f"grid must be one of {', '.join(GRIDS)}, got {self.grid!r}")
 
     def save(self, path: Path) -> None:
         """Writes the configuration as JSON, with the data's whole path, so that the run goes on from anywhere."""

@@ -16,18 +16,17 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from invertible import DriftError, InexactInverseError
 from invertible.testing import measure_memory
 from zoo import plots, registry
 from zoo.data import ImageTree, StepSampler, evaluation_transform, loader, training_transform
 from zoo.digits import write_digits
-from zoo.errors import InputError, reason
+from zoo.errors import DivergedError, InputError, diverging, reason
 from zoo.evaluation import Evaluation, evaluate, image_batches
 from zoo.inversion import InversionError, relative_errors
 from zoo.irevnet import IRevNet
 from zoo.progress import Reporter
 from zoo.recipes import Recipe
-from zoo.run import BACKPROP, Run, load_checkpoint, readable, write
+from zoo.run import BACKPROP, GRIDS, Run, load_checkpoint, readable, write
 
 __all__ = [
     "TIMING",
@@ -45,10 +44,6 @@ TIMING = ("seconds", "images_per_second")
 
 DIGITS = Path("runs/data/digits")
 """Where the embedded digits are written, if a run has no data of its own."""
-
-
-class DivergedError(InputError):
-    """The loss is no longer finite, or the gradients are wrong."""
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the user asked for it)
@@ -97,6 +92,7 @@ class Trainer:
         self.validation = ImageTree(root / "val", evaluation_transform(recipe), classes=self.training.classes)
         torch.manual_seed(run.seed)
         net = build(recipe, num_classes=len(self.training.classes))
+        _configure(net, run)
         self.net = net.to(self.device)
         self.optimizer = torch.optim.SGD(
             net.parameters(),
@@ -113,8 +109,6 @@ class Trainer:
         self.epochs = math.ceil(self.total / self.per_epoch)
         self.step = 0
         self.rows: list[dict[str, Any]] = []
-        if isinstance(net, IRevNet):
-            net.backprop = BACKPROP[run.backprop]
         self.peak: int | None = None
         """The most bytes of activations in a training step, once one was measured."""
         self._drift: float | None = None  # the largest of the epoch
@@ -175,7 +169,8 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Classifies the validation images."""
-        return evaluate(self.net, self._validation_batches())
+        with diverging(f"in the evaluation after step {self.step}"):
+            return evaluate(self.net, self._validation_batches())
 
     @torch.no_grad()
     def invert(self) -> InversionError | None:
@@ -192,7 +187,8 @@ class Trainer:
         pictures: list[tuple[Tensor, Tensor]] = []
         done = 0
         for images, _ in self._validation_batches():
-            recovered = self.net.inverse(self.net.features(images))
+            with diverging("in the inversion"):
+                recovered = self.net.inverse(self.net.features(images))
             errors.append(relative_errors(recovered, images).cpu())
             pictures += [(images[i - done], recovered[i - done]) for i in shown if done <= i < done + len(images)]
             done += len(images)
@@ -286,22 +282,18 @@ class Trainer:
             return logits, loss
 
         try:
-            if self.peak is None:  # in later sessions it is known
-                for parameter in self.net.parameters():
-                    parameter.grad = torch.zeros_like(parameter)  # no activation: not to be counted
-                result, memory = measure_memory(step, self.device)
-                self.peak = memory.peak
-            else:
-                self.optimizer.zero_grad()
-                result = step()
-        except DriftError as error:
+            with diverging(f"at step {self.step + 1}"):
+                if self.peak is None:  # in later sessions it is known
+                    for parameter in self.net.parameters():
+                        parameter.grad = torch.zeros_like(parameter)  # no activation: not to be counted
+                    result, memory = measure_memory(step, self.device)
+                    self.peak = memory.peak
+                else:
+                    self.optimizer.zero_grad()
+                    result = step()
+        except DivergedError:
             self.optimizer.zero_grad()  # they are wrong
-            at = f"at step {self.step + 1}"
-            if not math.isfinite(error.drift):
-                raise DivergedError(f"the activations are not finite {at}; try a lower --lr") from None
-            off = "no longer exact" if isinstance(error, InexactInverseError) else f"off by {error.drift:.0e}"
-            wrong = f"the reconstruction is {off} {at}, so that the gradients are wrong"
-            raise DivergedError(f"{wrong}; go on with --backprop recompute") from None
+            raise
         drift = self.net.drift if isinstance(self.net, IRevNet) else None
         if drift is not None:
             self._drift = max(self._drift or 0.0, drift)
@@ -361,7 +353,13 @@ def load_net(folder: Path, device: torch.device) -> tuple[nn.Module, Run]:
     net = build(run.recipe, num_classes=len(state["classes"]))
     with readable(folder / "checkpoint.pt"):
         net.load_state_dict(state["net"])
+    _configure(net, run)
     return net.to(device), run
+
+
+def _configure(net: nn.Module, run: Run) -> None:
+    if isinstance(net, IRevNet):
+        net.backprop, net.grid = BACKPROP[run.backprop], GRIDS[run.grid]
 
 
 def find_device(name: str) -> torch.device:
