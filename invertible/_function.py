@@ -45,6 +45,9 @@ def evaluate(function: nn.Module, x: Tensor, condition: Value | None, *, exactly
     options = {} if condition is None else {"condition": condition}
     if not (exactly or is_compiled(function)) or transformed():
         return function(x, **options)
+    if not torch.is_grad_enabled() and x.device.type == "cpu" and condition is None and _is_plain(function):
+        with _uncached_autocast("cpu"):
+            return function(plain_layout(x))  # with gradients it would make the same bits and keep all in between
     parts: list[Any] = [x, *leaves(cast("Value", condition))]
     given = [t for t in parts if isinstance(t, Tensor)]
     if torch.is_inference_mode_enabled() or any(t.is_inference() for t in given):
@@ -76,6 +79,31 @@ def evaluate(function: nn.Module, x: Tensor, condition: Value | None, *, exactly
         or any(id(t) not in known for t in graph_leaves([result]))  # a trained tensor that is no parameter
     )
     return result if tracked else result.detach()
+
+
+_PLAIN = {
+    "activation",
+    "batchnorm",
+    "container",
+    "conv",
+    "dropout",
+    "instancenorm",
+    "linear",
+    "normalization",
+    "pooling",
+}
+"""Files of ``torch.nn.modules`` whose layers run the same kernels with and without gradients."""
+
+
+def _is_plain(function: nn.Module) -> bool:
+    """Whether a function is made of such layers alone, and nothing else is called by any of them."""
+    for part in function.modules():
+        package, _, file = type(part).forward.__module__.rpartition(".")
+        plain = package == "torch.nn.modules" and file in _PLAIN and not isinstance(part, nn.MultiheadAttention)
+        own = part.__dict__
+        if not plain or "forward" in own or is_compiled(part) or own["_forward_hooks"] or own["_forward_pre_hooks"]:
+            return False
+    return True
 
 
 def _leaves_samples_alone(function: nn.Module) -> bool:

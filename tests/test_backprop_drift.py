@@ -191,7 +191,7 @@ def test_probes_are_elements_of_the_tensor_spread_over_it(shape):
 
 def test_probes_know_a_changed_tensor():
     x = torch.randn(7, 300, dtype=torch.float16)
-    probes = Probes([x], exact=False)
+    probes = Probes([x])
     x_hat = x + 0.125 * x
     assert math.isclose(probes.drift([x_hat]).item(), 0.125, rel_tol=0.02)
     assert probes.drift([x]).item() == 0

@@ -234,15 +234,24 @@ def test_zeros_come_back_as_zeros_and_are_not_kept():
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_gradients_at_a_depth_of_five_hundred(autocast):
+@pytest.mark.parametrize(
+    ("depth", "grid", "mode"), [(100, "exact32", "train"), (100, "exact", "eval"), (500, "exact", "train")]
+)
+def test_gradients_and_inverse_at_depth(depth, grid, mode, autocast):
     torch.manual_seed(0)
-    functions = [nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1)) for _ in range(500)]
-    net = inv.Sequential(inv.Split(), *map(Coupling, functions), inv.Merge(), grid="exact")
+    functions = [nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1)) for _ in range(depth)]
+    net = inv.Sequential(inv.Split(), *map(Coupling, functions), inv.Merge(), grid=grid)
+    with torch.no_grad():
+        for _ in range(3):
+            net(torch.randn(2, 6, 5, 5))  # statistics for eval
+    net.train(mode == "train")
     context = {"autocast": torch.autocast("cpu", torch.bfloat16, enabled=autocast)}
     x = torch.randn(2, 6, 5, 5)
     expected, _ = outcome(with_strategy(net, Store()), x, **context)
     found, _ = outcome(with_strategy(net, Reconstruct()), x, **context)
     assert all(torch.equal(found[key], value) for key, value in expected.items() if value is not None)
+    with torch.no_grad(), context["autocast"]:
+        assert torch.equal(net.inverse(net(x)), net.snap(x))
 
 
 # Several processes

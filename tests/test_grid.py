@@ -13,6 +13,7 @@ from torch import nn
 import invertible as inv
 from invertible import Coupling, Grid, Merge, PixelUnshuffle, Recompute, Reconstruct, Sequential, Split, Store
 from invertible._value import leaves
+from invertible.testing import measure_memory
 from tests.catalogue import Scale
 from tests.networks import METHODS, assert_same, draw_network, outcome, with_strategy
 
@@ -550,3 +551,20 @@ def test_derivatives_by_transforms():
     expected = torch.func.jacrev(plain)(x)
     for transform in (torch.func.jacrev, torch.func.jacfwd):
         torch.testing.assert_close(transform(net)(x).float(), expected)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_inference_keeps_nothing_of_a_plain_function(hooked):
+    """Torch's layers make the same bits without gradients; what else is called may not, and is run with them."""
+    layers = [layer for _ in range(12) for layer in (nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))]
+    net = Sequential(Split(), Coupling(nn.Sequential(*layers)), Merge(), grid="exact").eval()
+    seen = []
+    if hooked:
+        layers[0].register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    x = torch.randn(4, 8, 32, 32)
+    with torch.no_grad():
+        y, memory = measure_memory(lambda: net(x))
+        assert seen == [True] * hooked
+        assert (memory.peak > 24 * x[:, :4].nbytes) == hooked
+        assert torch.equal(net.inverse(y), net.snap(x))
+    assert torch.equal(net(x), y)

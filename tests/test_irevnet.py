@@ -11,8 +11,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zoo
+from benchmarks.epsilon import epsilon
 from benchmarks.roundtrip import KINDS, MODES, build, errors
-from invertible import Coupling, Merge, PadSplit, PixelUnshuffle, Sequential, Split
+from invertible import (
+    Coupling,
+    EnvironmentMismatch,
+    Grid,
+    Merge,
+    PadSplit,
+    PixelUnshuffle,
+    Reconstruct,
+    Sequential,
+    Split,
+    Store,
+)
 
 PARAMETERS = [
     ("irevnet_b", {}, 29_201_092),
@@ -172,6 +184,77 @@ def test_round_trip_of_b_over_drawn_batches(case, mode, kind, seed):
     batch, size = case
     net = build("irevnet_b", torch.float64, seed=seed)
     assert errors(net, kind, mode, (batch, 3, *size), seed=seed).max() < (1e-11 if kind == "noise" else 1e-7)
+
+
+# On a grid
+
+
+def assert_exact(model, grid, kind, mode, shape, *, autocast):
+    """:func:`epsilon` itself compares with ``snap(x)``, bit for bit."""
+    each = epsilon(model, grid, kind, mode, autocast=autocast, shape=shape)
+    assert each.max() == 0 if grid == "exact" else each.max() < 1e-4
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("mode", "shape"), [("train", (1, 3, 64, 64)), ("calibrated", (3, 3, 32, 64))])
+def test_b_comes_back_bit_for_bit(mode, shape, autocast):
+    assert_exact("irevnet_b", "exact", "photographs", mode, shape, autocast=autocast)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("model", ["irevnet_a", "irevnet_b"])
+@pytest.mark.parametrize("grid", ["exact", "exact32"])
+@pytest.mark.parametrize(
+    ("kind", "mode", "shape"),
+    [
+        ("photographs", "train", (1, 3, 64, 64)),
+        ("noise", "train", (4, 3, 32, 64)),
+        ("photographs", "calibrated", (1, 3, 96, 64)),
+        ("noise", "calibrated", (3, 3, 64, 64)),
+        ("photographs", "eval", (2, 3, 32, 32)),
+    ],
+)
+def test_full_size_networks_come_back_bit_for_bit(model, grid, kind, mode, shape, autocast):
+    assert_exact(model, grid, kind, mode, shape, autocast=autocast)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("model", ["irevnet_a", "irevnet_b"])
+def test_full_size_gradients_have_the_bits_of_stored_activations(model, autocast):
+    x = torch.rand(2, 3, 64, 64)
+    found = {}
+    for name, strategy in (("store", Store()), ("reconstruct", Reconstruct())):
+        net = build(model, torch.float32)
+        net.grid, net.backprop = "exact", strategy
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = net(x)
+        logits.float().square().sum().backward()
+        found[name] = [p.grad for p in net.parameters()]
+    assert net.drift == 0
+    assert all(torch.equal(a, b) for a, b in zip(found["store"], found["reconstruct"], strict=True))
+
+
+def test_latents_and_the_head():
+    net = build("irevnet_small", torch.float32).eval()
+    x = torch.rand(2, 3, 32, 32)
+    plain = net(x)
+    net.grid = "exact32"
+    assert net.grid == net.body.grid == Grid(16, torch.float32)
+    net.grid = "exact"
+    assert net(x).dtype == torch.float32
+    torch.testing.assert_close(net(x), plain)
+    latent = net.encode(x)
+    assert torch.equal(net.inverse(latent), net.body.snap(x))
+    net.train()
+    with pytest.raises(EnvironmentMismatch, match="mode was eval, is train"):
+        net.inverse(latent)
+    with pytest.warns(UserWarning, match="mode was eval, is train"):
+        net.inverse(latent, strict=False)
+    with pytest.raises(ValueError, match="height and width must be divisible by 16"):
+        net.encode(x[..., :8])
+    assert list(net.state_dict()) == list(build("irevnet_small", torch.float32).state_dict())
 
 
 @pytest.mark.parametrize("name", ["irevnet_small", "irevnet_b"])

@@ -18,7 +18,7 @@ from invertible._tracing import exporting
 from invertible._value import leaves
 from invertible.module import Exactness, InvertibleModule
 
-from ._drift import DriftWarning, Probes, report
+from ._drift import Checksum, DriftWarning, Probes, report
 from ._node import Cell, Node, Seed, Step, form_of, rebuilt
 from ._replay import Replay, Survey
 from ._rules import opposite, rule_of
@@ -186,7 +186,7 @@ class Chain:
         step.probed = [i for i, cell in enumerate(step.in_cells) if cell is None or strategy.locate]
         if step.probed:
             exact = layer.grid is not None
-            step.probes = Probes([tensors[i] for i in step.probed], exact=exact)
+            step.probes = (Checksum if exact else Probes)([tensors[i] for i in step.probed])
             step.report = functools.partial(report, self.net, strategy, layer, self._count, exact=exact)
 
     def _warn_of_narrow(self, layer: Layer, tensors: Sequence[Tensor]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from invertible import _check
 from invertible._value import alike, describe, detached_leaf, graph_leaves, leaves
 
-from ._drift import Probes, during_backward
+from ._drift import Checksum, Probes, during_backward
 from ._replay import Replay
 from ._torch import hooks_of, parametrizations_cached
 
@@ -122,7 +122,7 @@ class Step:
     """Whether the rule draws random numbers in the order of the first run."""
     adjoint: Call | None = None
     """For a layer that only moves elements: the other direction, which moves values and gradients back."""
-    probes: Probes | None = None
+    probes: Probes | Checksum | None = None
     probed: Sequence[int] = ()
     """Which inputs the probes are of."""
     report: Callable[[Tensor], None] | None = None
