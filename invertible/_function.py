@@ -98,7 +98,7 @@ _PLAIN = {
 def _is_plain(function: nn.Module) -> bool:
     """Whether a function is made of such layers alone, and nothing else is called by any of them."""
     for part in function.modules():
-        package, _, file = type(part).forward.__module__.rpartition(".")
+        package, _, file = (getattr(type(part).forward, "__module__", None) or "").rpartition(".")
         plain = package == "torch.nn.modules" and file in _PLAIN and not isinstance(part, nn.MultiheadAttention)
         own = part.__dict__
         if not plain or "forward" in own or is_compiled(part) or own["_forward_hooks"] or own["_forward_pre_hooks"]:

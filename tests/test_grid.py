@@ -568,3 +568,12 @@ def test_inference_keeps_nothing_of_a_plain_function(hooked):
         assert (memory.peak > 24 * x[:, :4].nbytes) == hooked
         assert torch.equal(net.inverse(y), net.snap(x))
     assert torch.equal(net(x), y)
+
+
+def test_a_function_that_is_no_python_code():
+    class Tanh(nn.Module):
+        forward = staticmethod(torch.tanh)
+
+    net, x = Sequential(Split(), Coupling(Tanh()), Merge(), grid="exact"), torch.randn(3, 4)
+    with torch.no_grad():
+        assert torch.equal(net.inverse(net(x)), net.snap(x))
