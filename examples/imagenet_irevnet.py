@@ -27,7 +27,16 @@ from zoo.recipes import RECIPES, Recipe
 from zoo.run import BACKPROP, GRIDS, Run
 from zoo.training import Interrupted, Trainer, build, find_device, load_net
 
-RESUME_KEEPS = {"data", "device", "workers", "backprop", "resume", "evaluate", "invert"}  # the rest is the run's own
+RESUME_KEEPS = {
+    "data",
+    "device",
+    "workers",
+    "backprop",
+    "grid",
+    "resume",
+    "evaluate",
+    "invert",
+}  # the rest is the run's own
 INVERT_TAKES = {"invert", "resume", "model", "size", "grid", "device", "seed", "output"}
 PICTURES = 10  # as many as fit side by side
 
@@ -112,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def prepare(given: dict[str, Any]) -> Trainer:
     """Builds the run that the options ask for, or takes up an old one."""
-    places = {key: given[key] for key in ("data", "device", "workers", "backprop") if key in given}
+    places = {key: given[key] for key in ("data", "device", "workers", "backprop", "grid") if key in given}
     if "resume" in given:
         refused = sorted(given.keys() - RESUME_KEEPS)
         if refused:
@@ -189,10 +198,11 @@ def invert(given: dict[str, Any], console: Console) -> None:
         torch.manual_seed(given.get("seed", 0))
         net = build(recipe, num_classes=1000).to(device)
         say(console, f"{recipe.model} with untrained weights; --resume DIR takes those of a run")
-        if isinstance(net, zoo.IRevNet):
-            net.grid = GRIDS[given.get("grid", "exact")]
+        given.setdefault("grid", "exact")
     if not isinstance(net, zoo.IRevNet):
         raise InputError(f"{recipe.model} has no inverse; --model takes {', '.join(zoo.names())}")
+    if "grid" in given:
+        net.grid = GRIDS[given["grid"]]
     errors: list[torch.Tensor] = []
     pictures: list[tuple[torch.Tensor, torch.Tensor]] = []
     results = invert_files(net, given["invert"], evaluation_transform(recipe), device=device)

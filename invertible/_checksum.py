@@ -16,7 +16,7 @@ def checksum(*tensors: Tensor) -> Tensor:
 
     The bits are summed along each row and each column (dimensions from the third on are a row), with overflow, so that
     threads and devices agree; the sums are then mixed, each by its place. So an exchange of two elements changes it,
-    of a number and its negative too, as any change of one element does.
+    of a number and its negative too, as any change of one element does. It is not safe from whoever means to cheat it.
     """
     return _mixed(torch.cat([part.to(tensors[0].device) for t in tensors for part in _sums(t.detach())]))
 

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ._buffers import buffers_stay
 from ._checksum import digest
@@ -27,13 +28,18 @@ _SETTINGS = (
     "cuda.matmul.fp32_precision",
     "cuda.matmul.allow_bf16_reduced_precision_reduction",
     "cuda.matmul.allow_fp16_reduced_precision_reduction",
+    "cuda.flash_sdp_enabled",
+    "cuda.mem_efficient_sdp_enabled",
+    "cuda.math_sdp_enabled",
+    "cuda.cudnn_sdp_enabled",
 )
 """Of ``torch.backends``."""
 
 _HASHED = {
+    "structure": "what the network consists of",
     "compiled": "which functions are compiled",
     "trained": "which parameters are trained",
-    "weights": "the weights",
+    "weights": "the weights, or their memory format,",
     "condition": "the condition",
     "value": "the latent's value",
 }
@@ -54,8 +60,8 @@ def encoded(net: Any, x: Any, condition: Value | None) -> Latent:
     return Latent(value, fingerprint(net, value, condition))
 
 
-def decoded(net: Any, latent: Latent, condition: Value | None, *, strict: bool) -> Value:
-    """The latent's value, if nothing that its way back depends on has changed."""
+def decoded(net: Any, latent: Latent, condition: Value | None, *, strict: bool) -> tuple[Value, bool]:
+    """The latent's value, and whether nothing that its way back depends on has changed."""
     now = fingerprint(net, latent.value, condition)
     then = latent.fingerprint
     differences: dict[str, tuple[object, object]] = {
@@ -63,6 +69,8 @@ def decoded(net: Any, latent: Latent, condition: Value | None, *, strict: bool) 
     }
     if "mode" in differences:  # with it, other buffers count and samples may mix
         differences = {"mode": differences["mode"]}
+    if "grid" in differences:
+        differences.pop("structure", None)
     if differences:
         told = "; ".join(
             f"{_HASHED[name]} changed" if name in _HASHED else f"{name} was {before}, is {after}"
@@ -74,7 +82,7 @@ def decoded(net: Any, latent: Latent, condition: Value | None, *, strict: bool) 
             error.differences = differences
             raise error
         warnings.warn(message, UserWarning, stacklevel=4)
-    return latent.value
+    return latent.value, not differences
 
 
 def fingerprint(net: Any, value: Value, condition: Value | None) -> dict[str, Any]:
@@ -83,22 +91,24 @@ def fingerprint(net: Any, value: Value, condition: Value | None) -> dict[str, An
     tensors = list(leaves(value))
     device = tensors[0].device if tensors else torch.device("cpu")
     modes = [training for _, training, _ in survey.modes]
+    weights = [*survey.held, *(buffer for _, _, buffer in survey.others)]
     mode = "eval" if not any(modes) else "train" if all(modes) else f"mixed {_short(modes)}"
-    # Batch norm in training mixes the samples; and kernels of GPUs are chosen by the size of the batch.
-    by_sample = mode == "eval" and device.type == "cpu"
     return {
         "grid": f"Grid({net.grid.bits}, {net.grid.dtype})" if net.grid is not None else None,
         "torch": str(torch.__version__),
         "device": _name(device),
         "autocast": str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else None,
         "mode": mode,
-        "batch": None if by_sample else [len(t) if t.ndim else 1 for t in tensors],
+        "batch": [len(t) if t.ndim else 1 for t in tensors],
         "layout": ["channels_last" if is_channels_last(t) else "contiguous" for t in tensors],
-        "settings": {name: _setting(name) for name in _SETTINGS},
+        "threads": torch.get_num_threads(),
+        "default dtype": str(torch.get_default_dtype()),
+        **{f"torch.backends.{name}": _setting(name) for name in _SETTINGS},
+        "structure": hashlib.sha256(repr(net).encode()).hexdigest()[:8],
         "compiled": _compilation(survey),
         "trained": _short([p.requires_grad for p in survey.held]),
-        "weights": digest([*survey.held, *(buffer for _, _, buffer in survey.others)]),
-        "condition": None if condition is None else digest(leaves(condition)),
+        "weights": digest(weights) + _short([t.is_contiguous() for t in weights]),
+        "condition": None if condition is None else _condition(condition),
         "value": digest(tensors),
     }
 
@@ -115,7 +125,12 @@ def _setting(path: str) -> Any:
     found: Any = torch.backends
     for name in path.split("."):
         found = getattr(found, name)
-    return found
+    return found() if callable(found) else found
+
+
+def _condition(condition: Any) -> str:
+    parts: list[Any] = list(leaves(condition))
+    return digest(t for t in parts if isinstance(t, Tensor)) + repr([t for t in parts if not isinstance(t, Tensor)])
 
 
 def _compilation(survey: Survey) -> str | None:

@@ -1,5 +1,6 @@
 """How far off an inverse in floating point is."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -10,6 +11,7 @@ from ._buffers import buffers_stay
 from ._noise import shaken, shaking
 from ._value import leaves, map_value
 from .backprop._replay import Survey
+from .module import Exactness
 
 __all__ = ["ErrorEstimate", "with_error"]
 
@@ -18,7 +20,8 @@ __all__ = ["ErrorEstimate", "with_error"]
 class ErrorEstimate:
     r"""How far off an inverse is: :math:`\lVert \hat x - x \rVert_2 / \lVert x \rVert_2`, the largest of the streams.
 
-    ``"exact"``: on a grid, where it is 0. ``"estimate"``: in floating point, where nobody knows the true input. It is
+    ``"exact"``: on a grid, where it is 0; but of a latent for which something has changed nobody knows, and it is no
+    number. ``"estimate"``: in floating point, where nobody knows the true input. It is
     the larger of two figures, both from runs of the network itself: how far the result moves if what the layers
     return is moved here and there in its last bit, and how far off the result's own way forth and back is.
     The second alone can be zero although the first result is off. Under autocast in bfloat16 the error is next to
@@ -35,10 +38,12 @@ class ErrorEstimate:
     relative: float
 
 
-def with_error(net: Any, inverse: Callable[[Any], Any], y: Any, condition: Any) -> tuple[Any, ErrorEstimate]:
-    """Returns ``inverse(y)`` and how far off it is."""
-    if net.grid is not None:
-        return inverse(y), ErrorEstimate("exact", 0.0)
+def with_error(
+    net: Any, inverse: Callable[[Any], Any], y: Any, condition: Any, *, known: bool
+) -> tuple[Any, ErrorEstimate]:
+    """Returns ``inverse(y)`` and how far off it is; on a grid, if ``y`` is known to come back exactly."""
+    if net.exactness is Exactness.EXACT:
+        return inverse(y), ErrorEstimate("exact", 0.0) if known else ErrorEstimate("estimate", math.nan)
     if Survey([net]).random:
         raise ValueError(
             f"{type(net).__name__}: a network that draws random numbers has no one inverse to estimate the error of. "
@@ -46,7 +51,7 @@ def with_error(net: Any, inverse: Callable[[Any], Any], y: Any, condition: Any) 
         )
     x = inverse(y)
     true = map_value(torch.Tensor.detach, x)
-    with torch.no_grad(), buffers_stay(net):
+    with torch.no_grad(), buffers_stay(net), cast("Any", torch.random).fork_rng():
         again = inverse(net(true, condition=condition))
         with shaking(next(leaves(true)).device):
             moved = inverse(shaken(map_value(torch.Tensor.detach, y)))

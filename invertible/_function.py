@@ -14,7 +14,7 @@ from ._random import draws
 from ._tracing import exporting, transformed
 from ._value import Value, detached_leaf, graph_leaves, is_channels_last, leaves, map_value
 
-__all__ = ["evaluate", "readable"]
+__all__ = ["evaluate", "plain_layout", "readable"]
 
 
 def readable(function: nn.Module, x: Tensor) -> Tensor:
@@ -24,9 +24,11 @@ def readable(function: nn.Module, x: Tensor) -> Tensor:
     """
     found = chain(function.parameters(), function.buffers())
     dtype = next((t.dtype for t in found if t.is_floating_point()), torch.get_default_dtype())
-    # In export nothing is run again, and to compare strides would fix the batch size.
+    read = x.to(dtype)
+    if read is x:
+        read = x.view_as(x)  # a node of its own, in which all that the function gives back is summed first
     # In export nothing is run again, and a comparison of strides may fix the batch size.
-    return x.to(dtype) if exporting() else plain_layout(x.to(dtype))
+    return read if exporting() else plain_layout(read)
 
 
 def evaluate(function: nn.Module, x: Tensor, condition: Value | None, *, exactly: bool = False) -> Any:
@@ -35,13 +37,13 @@ def evaluate(function: nn.Module, x: Tensor, condition: Value | None, *, exactly
     A compiled function has a graph for each mode of autograd, and these round differently; attention in ``eval`` has
     another kernel without gradients. So a function that is compiled, or that must repeat its bits ``exactly``, always
     runs as it is trained: with gradients enabled, of inputs that require them and have a plain layout, and under
-    autocast without its cache, as the replay must. A single sample in ``eval`` then runs twice at once, for of one
-    alone many kernels make other bits than of the same one among several.
+    autocast without its cache, as the replay must. Functions of torch's own layers run a single sample in ``eval``
+    twice at once, for of one alone many kernels make other bits than of the same one among several.
     """
-    if exactly and not transformed() and x.ndim and len(x) == 1 and _leaves_samples_alone(function):
-        twice = None if condition is None else map_value(_twice, condition)
-        result = evaluate(function, _twice(x), twice, exactly=True)
-        return result[:1] if isinstance(result, Tensor) else result
+    single = exactly and not transformed() and condition is None and x.ndim and len(x) == 1
+    if single and _is_plain(function) and _leaves_samples_alone(function):
+        result = evaluate(function, torch.cat((x, x)), None, exactly=True)
+        return result[:1] if isinstance(result, Tensor) and result.ndim else result
     options = {} if condition is None else {"condition": condition}
     if not (exactly or is_compiled(function)) or transformed():
         return function(x, **options)
@@ -101,17 +103,18 @@ def _is_plain(function: nn.Module) -> bool:
         package, _, file = (getattr(type(part).forward, "__module__", None) or "").rpartition(".")
         plain = package == "torch.nn.modules" and file in _PLAIN and not isinstance(part, nn.MultiheadAttention)
         own = part.__dict__
+        plain = plain and own.get("groups", 1) == 1  # on ARM, a depthwise convolution has a kernel for inference
         if not plain or "forward" in own or is_compiled(part) or own["_forward_hooks"] or own["_forward_pre_hooks"]:
             return False
     return True
 
 
 def _leaves_samples_alone(function: nn.Module) -> bool:
-    return not any(part.training or draws(part) for part in function.modules())
-
-
-def _twice(x: Any) -> Any:
-    return torch.cat((x, x)) if isinstance(x, Tensor) and x.ndim and len(x) == 1 else x
+    """Whether no layer of a plain function mixes the samples of a batch."""
+    mixing = (nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.GLU)  # of any dimension
+    parts = list(function.modules())
+    stateless = any(getattr(part, "track_running_stats", True) is False for part in parts)  # norms by the batch
+    return not stateless and not any(part.training or draws(part) or isinstance(part, mixing) for part in parts)
 
 
 def _copied(x: Any) -> Any:

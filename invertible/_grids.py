@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import _check
 from ._buffers import in_training
+from ._function import plain_layout
 from ._range import note, taken_down
 from ._tracing import transformed
 from ._value import Value, leaves, map_value
@@ -65,7 +66,7 @@ class Peak:
 
 
 def admit(net: Layer, grid: Grid, method: str, value: Any) -> Any:
-    """What enters a network, rounded to the grid; what goes backwards must have its dtype at least."""
+    """What enters a network, rounded to the grid, in one layout; what goes backwards must have its dtype at least."""
     _check.is_value(net, value)
     for tensor in leaves(value):
         _check.is_floating(net, tensor)
@@ -75,7 +76,7 @@ def admit(net: Layer, grid: Grid, method: str, value: Any) -> Any:
                 "which has lost their last bits. Keep the output as it is; a value from elsewhere is cast by "
                 f"y.to({grid.dtype})."
             )
-    return map_value(grid.round, value)
+    return map_value(lambda t: grid.round(t) if transformed() else plain_layout(grid.round(t)), value)
 
 
 def run_on_grid(net: Any, method: str, value: Any, run: Callable[[Any], Any]) -> Any:
@@ -123,7 +124,7 @@ def proposed(grid: Grid, peak: float) -> Grid:
     bits = 0
     while bits < 52 and size / 2.0 ** (bits + 1) >= 4 * peak and 2.0 ** (bits + 1) < size:
         bits += 1
-    if size / 2.0**bits < 4 * peak:
+    if not size / 2.0**bits >= 4 * peak:  # no number, too
         raise ValueError(f"Grid: no grid of {grid.dtype} holds values of size {peak:g} with two bits to spare.")
     return replace(grid, bits=bits)
 

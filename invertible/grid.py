@@ -123,9 +123,11 @@ class Grid:
 
     def _sum(self, x: Tensor, shift: Tensor, sign: int) -> Tensor:
         steps = self._steps(shift.detach())
+        # The function's layout must not become the stream's: the next function would sum in another order.
         if not _tracked(x, shift):
+            steps = _like(x, steps)
             return torch.add(x, steps, alpha=sign * self.step, out=steps)  # into the memory that is there
-        return torch.add(x, self._straight_through(shift, steps * self.step), alpha=sign)
+        return torch.add(x, _like(x, self._straight_through(shift, steps * self.step)), alpha=sign)
 
     def _steps(self, x: Tensor) -> Tensor:
         """How many steps from zero, to the nearest integer, in new memory: without error before the rounding."""
@@ -142,6 +144,13 @@ class Grid:
             x.register_hook(partial(_laid_out, x.dtype, is_channels_last(x)))  # pyright: ignore[reportUnknownMemberType]
         wide = x.to(self.dtype)
         return wide + (nearest - wide).detach()  # exact: both differences and the sum are representable
+
+
+def _like(stream: Tensor, x: Tensor) -> Tensor:
+    """The same values in the stream's memory format."""
+    if transformed() or x.ndim not in (4, 5):
+        return x
+    return laid_out(x, dtype=x.dtype, channels_last=is_channels_last(stream))
 
 
 def _laid_out(dtype: torch.dtype, channels_last: bool, grad: Tensor | None) -> Tensor | None:

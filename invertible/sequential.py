@@ -179,8 +179,9 @@ class Sequential(InvertibleModule[Any, Any]):
         """Returns what ``forward`` makes of ``x``, with all that its exact way back depends on.
 
         ``inverse(latent)`` then returns ``snap(x)`` bit for bit, or raises an :class:`EnvironmentMismatch` that says
-        what has changed: weights, mode, autocast, memory format, device, version of torch. It runs without gradients
-        and leaves buffers as they are. What it can't see: functions that are not deterministic, or read a file.
+        what has changed: weights, mode, batch, autocast, memory format, threads, device, version of torch and more. It
+        runs without gradients and leaves buffers as they are. What it can't see: functions that are not deterministic,
+        or depend on more than their input, modules and the settings of torch.
 
         Raises:
             ValueError: if the network has no grid, or draws random numbers.
@@ -289,10 +290,11 @@ class Sequential(InvertibleModule[Any, Any]):
             strict: of a latent whose way back may have other bits: raise an :class:`EnvironmentMismatch`, or warn.
             estimate: return the pair of the result and an :class:`ErrorEstimate`, for three times the time.
         """
+        known = True
         if isinstance(y, Latent):
-            y = decoded(self, y, condition, strict=strict)
+            y, known = decoded(self, y, condition, strict=strict)
         if estimate:
-            return with_error(self, lambda y: self._run("inverse", y, condition), y, condition)
+            return with_error(self, lambda y: self._run("inverse", y, condition), y, condition, known=known)
         return self._run("inverse", y, condition)
 
     @walked

@@ -1,5 +1,7 @@
 """The error of an inverse in floating point, estimated without the true input."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -97,8 +99,17 @@ def test_on_a_grid_there_is_nothing_to_estimate():
         found, estimate = net.inverse(net(x), estimate=True)
         assert torch.equal(found, net.snap(x))
         assert estimate == ErrorEstimate("exact", 0.0)
-        found, estimate = net.inverse(net.encode(x), estimate=True)
+        latent = net.encode(x)
+        found, estimate = net.inverse(latent, estimate=True)
         assert torch.equal(found, net.snap(x))
+        assert estimate.kind == "exact"
+        net.eval()
+        with pytest.warns(UserWarning, match="mode was train"):
+            _, estimate = net.inverse(latent, strict=False, estimate=True)
+        assert estimate.kind == "estimate"
+        assert math.isnan(estimate.relative)
+    moved = Sequential(inv.Split(), inv.Swap())
+    assert moved.inverse(moved(x), estimate=True)[1] == ErrorEstimate("exact", 0.0)
 
 
 def test_gradients_buffers_and_conditions():

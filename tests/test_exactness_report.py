@@ -17,7 +17,8 @@ def test_a_network_of_convolutions():
     random, threads = torch.get_rng_state(), torch.get_num_threads()
     report = exactness_report(net, x)
     assert report.exact
-    assert [row.layers for row in report.rows if row.what != "gradients"] == [5] * (len(report.rows) - 1)
+    whole = {"gradients", "there and back"}
+    assert [row.layers for row in report.rows if row.what not in whole] == [5] * (len(report.rows) - 2)
     assert report["gradients"].layers > 10
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
@@ -105,3 +106,27 @@ def test_refuses_what_has_no_grid():
         exactness_report(nn.Linear(2, 2), torch.randn(2, 2))
     with pytest.raises(ValueError, match="the network has no grid"):
         exactness_report(deep(2, None), adverse())
+
+
+def test_a_condition_for_each_sample_and_a_function_that_wants_its_batch():
+    class Labelled(nn.Module):
+        def forward(self, x, condition):
+            assert len(x) == 4
+            return torch.tanh(x + condition[:, None])
+
+    net = Sequential(inv.Split(), Coupling(Labelled()), grid="exact")
+    with torch.inference_mode():
+        report = exactness_report(net, torch.randn(4, 6), condition=torch.arange(4))
+    assert report.exact
+    assert report["half of the batch"].layers == 0
+    assert report["batch in reverse"].layers == 1
+
+
+def test_statistics_that_a_function_reads_and_moves_have_no_way_back():
+    net = Sequential(inv.Split(), Coupling(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))), grid="exact")
+    report = exactness_report(net, torch.randn(4, 16))
+    assert not report.exact
+    assert report["there and back"].differ == 1
+    assert report["backwards"].differ == 0
+    assert report["gradients"].differ == 0
+    assert exactness_report(net.eval(), torch.randn(4, 16)).exact

@@ -577,3 +577,78 @@ def test_a_function_that_is_no_python_code():
     net, x = Sequential(Split(), Coupling(Tanh()), Merge(), grid="exact"), torch.randn(3, 4)
     with torch.no_grad():
         assert torch.equal(net.inverse(net(x)), net.snap(x))
+
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+class Relaid(nn.Module):
+    """Gives its result in a memory format of its own."""
+
+    def __init__(self, layout):
+        super().__init__()
+        self.layout = layout
+        self.inner = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+
+    def forward(self, x):
+        return self.inner(x).contiguous(memory_format=self.layout)
+
+
+@each_grid
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("of_x", [*LAYOUTS, "transposed"])
+@pytest.mark.parametrize(("of_weights", "of_result"), [(w, r) for w in LAYOUTS for r in LAYOUTS])
+def test_no_layout_but_that_of_the_input_counts(grid, train, of_x, of_weights, of_result):
+    torch.manual_seed(0)
+    net = Sequential(Split(), *(Coupling(Relaid(of_result)) for _ in range(3)), Merge(), grid=grid).train(train)
+    net.to(memory_format=of_weights)
+    x = torch.randn(4, 16, 9, 9)
+    x = x.transpose(2, 3) if of_x == "transposed" else x.contiguous(memory_format=of_x)
+    expected, _ = outcome(with_strategy(net, Store()), x)
+    for strategy in (Recompute(), Reconstruct()):
+        found, _ = outcome(with_strategy(net, strategy), x)
+        same(found, expected)
+    with torch.no_grad():
+        y = net(x)
+        assert torch.equal(y, expected["output 0"])
+        assert torch.equal(net.inverse(y), net.snap(x))
+        assert torch.equal(net.inverse(net.encode(x)), net.snap(x))
+
+
+@each_grid
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_functions_that_read_their_input_twice(grid, dtype):
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            return self.a(torch.relu(x)) + self.b(x)
+
+    torch.manual_seed(0)
+    net = Sequential(Split(), *(Coupling(Residual()) for _ in range(10)), Merge(), grid=grid).to(dtype)
+    x = torch.randn(3, 16, 8, 8)
+    expected, _ = outcome(with_strategy(net, Store()), x)
+    for strategy in (Recompute(), Reconstruct()):
+        found, _ = outcome(with_strategy(net, strategy), x)
+        same(found, expected)
+
+
+def test_one_sample_of_a_function_that_mixes_samples_is_one():
+    for function in (nn.Softmax(0), nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False))):
+        grid, plain = (Sequential(Split(), Coupling(function), Merge(), grid=g).eval() for g in ("exact", None))
+        x = torch.randn(1, 4)
+        if isinstance(function, nn.Sequential):
+            with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+                grid(x)
+        else:
+            torch.testing.assert_close(grid(x).float(), plain(x))
+
+
+def test_no_number_has_no_grid():
+    net = Sequential(Split(), Coupling(nn.Tanh()), grid="exact")
+    with pytest.raises(ValueError, match="holds values of size nan"):
+        net.calibrate(torch.full((2, 4), torch.nan))
+    empty = Sequential(Split(), Coupling(nn.PReLU()), grid="exact", backprop=Reconstruct())
+    assert empty(torch.randn(2, 4, 0, 4))[0].shape == (2, 2, 0, 4)

@@ -33,6 +33,8 @@ def diverging(at: str) -> Generator[None]:
     try:
         yield
     except StreamRangeError as error:
+        if not math.isfinite(error.peak):
+            raise DivergedError(f"the activations are not finite {at}; try a lower --lr") from None
         beyond = f"the activations reach {error.peak:.0e} {at}, and the grid ends at {error.limit:g}"
         raise DivergedError(f"{beyond}; try a lower --lr, or --grid none") from None
     except DriftError as error:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from zoo.data import load_image
+from zoo.errors import diverging
 from zoo.irevnet import IRevNet
 
 __all__ = ["InversionError", "invert_files", "relative_errors"]
@@ -57,9 +58,11 @@ def invert_files(
         device: that the network is on.
 
     Raises:
-        InputError: if a file can't be read.
+        InputError: if a file can't be read, or a value leaves the network's grid.
     """
     net.eval()
     for path in paths:
         image = transform(load_image(path)).to(device).float()[None] / 255
-        yield image, net.inverse(net.features(image))
+        with diverging("in the inversion"):
+            recovered = net.inverse(net.features(image))
+        yield image, recovered

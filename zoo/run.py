@@ -65,6 +65,7 @@ class Run:
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             recipe: dict[str, Any] = fields.pop("recipe")
+            fields.setdefault("grid", "none")  # there was none when it was written
             recipe.update({key: tuple(value) for key, value in recipe.items() if isinstance(value, list)})
             return _typed(cls(recipe=_typed(Recipe(**recipe)), **fields))
         except FileNotFoundError:

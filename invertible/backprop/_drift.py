@@ -106,7 +106,9 @@ def _sample(x: Tensor) -> Tensor:
 
 def _middle(x: Tensor) -> Tensor:
     """At most 1024 elements: the middle pixel of the first channels of the first samples."""
-    return x[(slice(32), slice(32), *(size // 2 for size in x.shape[2:]))] if x.ndim > 1 else x[:1024]
+    if x.ndim < 2 or not x.numel():
+        return x[:1024]
+    return x[(slice(32), slice(32), *(size // 2 for size in x.shape[2:]))]
 
 
 class Drift:

@@ -13,6 +13,7 @@ from torch import Tensor
 from invertible import _check
 from invertible._buffers import buffers_stay
 from invertible._value import Value, leaves, map_value
+from invertible.backprop._replay import Survey
 from invertible.backprop.strategies import Reconstruct, Store
 from invertible.sequential import Sequential
 
@@ -77,7 +78,8 @@ def exactness_report(
     """Tries on every layer of a network on a grid whether it repeats its bits, and under which changes.
 
     The promise of an exact way back rests on the rows that are *needed*: the same call again, with and without
-    gradients, in inference mode, backwards, and the gradients of ``Reconstruct`` against those of ``Store``. The other
+    gradients, in inference mode, each layer backwards, the whole network there and back (unless it draws random
+    numbers), and the gradients of ``Reconstruct`` against those of ``Store``. The other
     rows say what must be kept as it is between ``forward`` and ``inverse``: number of threads, size and order of the
     batch, memory format, kernel library. Nothing is left behind in ``net``, nor in the random stream. The gradient of a
     parameter that several layers share is a sum, and may differ in the last bit by its order.
@@ -106,7 +108,8 @@ def exactness_report(
         seed = int(torch.randint(2**31, ()))
         found = _tried_by_layer(net, x, condition, _trials(x, compiled=compiled), seed)
         rows = [_row(name, needed, results) for (name, needed), results in found.items()]
-        rows.insert(5, _row("gradients", True, _gradients(net, x, condition, seed)))
+        rows.insert(5, _row("there and back", not Survey([net]).random, _round_trip(net, x, condition)))
+        rows.insert(6, _row("gradients", True, _gradients(net, x, condition, seed)))
     return ExactnessReport(tuple(rows))
 
 
@@ -200,17 +203,18 @@ def _compared(trial: _Trial, layer: Any, value: Value, condition: Value | None, 
         return None
     size = len(next(leaves(value)))
 
-    def changed(t: Tensor) -> Tensor:
-        return trial.change(t) if t.ndim and len(t) == size else t
+    def changed(t: Any) -> Any:
+        fits = isinstance(t, Tensor) and t.ndim and len(t) == size and trial.fits(t)
+        return trial.change(t) if fits else t
 
     given = None if condition is None else map_value(changed, condition)
     try:
         with trial.context():
             result = _call(layer, seed)(map_value(changed, value), given)
-    except (ValueError, RuntimeError):
+    except Exception:
         if trial.needed:
             raise
-        return None  # as batch norm in training refuses a single sample
+        return None  # batch norm in training refuses a single sample, for example
     return _difference(result, map_value(trial.change, base))
 
 
@@ -224,12 +228,21 @@ def _difference(found: Value, expected: Value) -> float:
     return worst
 
 
+def _round_trip(net: Sequential, x: Value, condition: Value | None) -> Results:
+    """Through a copy of the whole network, whose buffers move: the way back of functions that read them is another."""
+    net = copy.deepcopy(net)
+    with torch.no_grad():
+        back = net.inverse(net(x, condition=condition), condition=condition)
+    return [("the whole network", _difference(back, net.snap(x)))]
+
+
 def _gradients(net: Sequential, x: Value, condition: Value | None, seed: int) -> Results:
     """Those of parameters, by strategy, from the output to the input; a difference goes from there to all before."""
     left: list[dict[str, Tensor | None]] = []
-    for strategy in (Store(), Reconstruct(on_drift="record")):
-        _seed(seed)
-        left.append(train_once(net, strategy, x, condition).gradients)
+    with torch.inference_mode(False), torch.enable_grad():
+        for strategy in (Store(), Reconstruct(on_drift="record")):
+            _seed(seed)
+            left.append(train_once(net, strategy, x, condition).gradients)
     results: Results = []
     for name, expected in reversed(left[0].items()):
         found = left[1][name]
