@@ -84,7 +84,7 @@ class Additive(CouplingTransform):
         return self.inverse(y, parameters), zero_log_det(y)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass  # without slots and not frozen, or the compiler of torch 2.11 could not make one
 class _AdditiveOnGrid:
     """What :class:`Additive` does, without rounding."""
 
