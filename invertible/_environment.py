@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._buffers import buffers_stay
 from ._checksum import digest
-from ._value import Value, is_channels_last, leaves
+from ._value import Value, leaves
 from .backprop._replay import Survey
 from .backprop._torch import compiler_stance
 from .latent import EnvironmentMismatch, Latent
@@ -100,7 +100,6 @@ def fingerprint(net: Any, value: Value, condition: Value | None) -> dict[str, An
         "autocast": str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else None,
         "mode": mode,
         "batch": [len(t) if t.ndim else 1 for t in tensors],
-        "layout": ["channels_last" if is_channels_last(t) else "contiguous" for t in tensors],
         "threads": torch.get_num_threads(),
         "default dtype": str(torch.get_default_dtype()),
         **{f"torch.backends.{name}": _setting(name) for name in _SETTINGS},

@@ -14,21 +14,22 @@ from ._random import draws
 from ._tracing import exporting, transformed
 from ._value import Value, detached_leaf, graph_leaves, is_channels_last, leaves, map_value
 
-__all__ = ["evaluate", "plain_layout", "readable"]
+__all__ = ["evaluate", "readable"]
 
 
 def readable(function: nn.Module, x: Tensor) -> Tensor:
-    """Values on a grid as the function reads them: in the dtype of its parameters, and in a plain layout.
+    """Values on a grid as the function reads them: in the dtype of its parameters, and contiguous.
 
-    Kernels sum in the order of memory: of a view and of a copy they make other bits.
+    Kernels sum in the order of memory: of another layout they make other bits. Which one the values had cannot always
+    be told on the way back: of one pixel, all formats are the same.
     """
     found = chain(function.parameters(), function.buffers())
     dtype = next((t.dtype for t in found if t.is_floating_point()), torch.get_default_dtype())
-    read = x.to(dtype)
+    read = x.to(dtype, memory_format=torch.contiguous_format)
     if read is x:
         read = x.view_as(x)  # a node of its own, in which all that the function gives back is summed first
     # In export nothing is run again, and a comparison of strides may fix the batch size.
-    return read if exporting() else plain_layout(read)
+    return read if exporting() or read.stride() == _strides(read.shape, range(read.ndim)) else _packed(read)
 
 
 def evaluate(function: nn.Module, x: Tensor, condition: Value | None, *, exactly: bool = False) -> Any:
@@ -126,10 +127,14 @@ def plain_layout(x: Tensor) -> Tensor:
     if x.stride() == _strides(x.shape, range(x.ndim)):
         return x
     if not is_channels_last(x) or math.prod(x.shape[2:]) == 1:  # of one pixel both are the same
-        return x.clone(memory_format=torch.contiguous_format)
+        return _packed(x)
     if x.stride() == _strides(x.shape, (0, *range(2, x.ndim), 1)):
         return x
     return x.clone(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+
+
+def _packed(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _strides(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from . import _check
 from ._buffers import in_training
-from ._function import plain_layout
 from ._range import note, taken_down
 from ._tracing import transformed
 from ._value import Value, leaves, map_value
@@ -66,7 +65,7 @@ class Peak:
 
 
 def admit(net: Layer, grid: Grid, method: str, value: Any) -> Any:
-    """What enters a network, rounded to the grid, in one layout; what goes backwards must have its dtype at least."""
+    """What enters a network, rounded to the grid; what goes backwards must have its dtype at least."""
     _check.is_value(net, value)
     for tensor in leaves(value):
         _check.is_floating(net, tensor)
@@ -76,7 +75,7 @@ def admit(net: Layer, grid: Grid, method: str, value: Any) -> Any:
                 "which has lost their last bits. Keep the output as it is; a value from elsewhere is cast by "
                 f"y.to({grid.dtype})."
             )
-    return map_value(lambda t: grid.round(t) if transformed() else plain_layout(grid.round(t)), value)
+    return map_value(grid.round, value)
 
 
 def run_on_grid(net: Any, method: str, value: Any, run: Callable[[Any], Any]) -> Any:
@@ -111,7 +110,7 @@ def _judge(net: Layer, grid: Grid, peak: float, *, moved: bool) -> None:
     fix = ""
     if peak < 2.0**40:
         better = proposed(replace(grid, dtype=torch.float64), peak)
-        fix = f" Take fewer bits, such as {better}; net.calibrate(x) proposes them."
+        fix = f" Take fewer bits or a wider dtype, such as {better}; net.calibrate(x) proposes them."
     late = " The functions' buffers have moved already." if moved else ""
     error = StreamRangeError(f"{type(net).__name__}: {rule}, got {peak:g}.{fix}{late}")
     error.peak, error.limit = peak, grid.limit

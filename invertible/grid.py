@@ -123,7 +123,7 @@ class Grid:
 
     def _sum(self, x: Tensor, shift: Tensor, sign: int) -> Tensor:
         steps = self._steps(shift.detach())
-        # The function's layout must not become the stream's: the next function would sum in another order.
+        # The function's layout must not become the stream's.
         if not _tracked(x, shift):
             steps = _like(x, steps)
             return torch.add(x, steps, alpha=sign * self.step, out=steps)  # into the memory that is there

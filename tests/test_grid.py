@@ -652,3 +652,23 @@ def test_no_number_has_no_grid():
         net.calibrate(torch.full((2, 4), torch.nan))
     empty = Sequential(Split(), Coupling(nn.PReLU()), grid="exact", backprop=Reconstruct())
     assert empty(torch.randn(2, 4, 0, 4))[0].shape == (2, 2, 0, 4)
+
+
+@pytest.mark.parametrize("of_x", LAYOUTS)
+@pytest.mark.parametrize("train", [True, False])
+def test_down_to_one_pixel_and_back(train, of_x):
+    """Of one pixel, all layouts are the same; what grows from it again has one of its own."""
+    torch.manual_seed(0)
+    downs = [Coupling(bottleneck(4 * 4**i, 16 * 4**i, 2), downsample=PixelUnshuffle(2)) for i in range(2)]
+    blocks = [Coupling(bottleneck(4 * 4**i)) for i in range(3)]
+    layers = [blocks[0], downs[0], blocks[1], downs[1], blocks[2]]
+    net = Sequential(PixelUnshuffle(2), Split(), *layers, Merge(), grid="exact").train(train)
+    x = torch.randn(4, 2, 8, 8).contiguous(memory_format=of_x)
+    expected, _ = outcome(with_strategy(net, Store()), x)
+    found, _ = outcome(with_strategy(net, Reconstruct()), x)
+    same(found, expected)
+    with torch.no_grad():
+        y = net(x)
+        assert y.shape[2:] == (1, 1)
+        assert torch.equal(net.inverse(y), net.snap(x))
+        assert torch.equal(net.inverse(y.clone().contiguous()), net.snap(x))
