@@ -58,6 +58,7 @@ bench: .venv/.ready-bench ## the measurements of the docs, written to runs/bench
 	@$(BIN)/python -m benchmarks.roundtrip
 	@$(BIN)/python -m benchmarks.epsilon
 	@$(BIN)/python -m benchmarks.grid
+	@$(BIN)/python -m benchmarks.budget
 	@$(BIN)/python -m benchmarks.backprop
 
 clean: ## remove what the targets made, except the environments

@@ -2,7 +2,7 @@
 
 from ._estimate import ErrorEstimate
 from .backprop._drift import DriftError, DriftWarning, InexactInverseError, NondeterministicBlockError
-from .backprop.strategies import Recompute, Reconstruct, Store
+from .backprop.strategies import Budget, Recompute, Reconstruct, Store
 from .coupling import Additive, Coupling, CouplingTransform
 from .grid import Grid, StreamRangeError
 from .identity import Identity
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Additive",
+    "Budget",
     "Coupling",
     "CouplingTransform",
     "DriftError",

@@ -46,12 +46,12 @@ def digest(tensors: Iterable[Tensor]) -> str:
 
 def _mixed(sums: Tensor) -> Tensor:
     """Source of the constants: SplitMix64, Steele et al., 2014, https://doi.org/10.1145/2660193.2660195."""
-    place = torch.arange(1, len(sums) + 1, device=sums.device)
-    mixed = sums + place * -7046029254386353131
-    mixed = (mixed ^ _shifted(mixed, 30)) * -4658895280553007687
-    mixed = (mixed ^ _shifted(mixed, 27)) * -7723592293110705685
-    return (mixed ^ _shifted(mixed, 31)).sum()
+    mixed = torch.arange(1, len(sums) + 1, device=sums.device)
+    mixed = _stirred(mixed.mul_(-7046029254386353131).add_(sums), 30).mul_(-4658895280553007687)
+    return _stirred(_stirred(mixed, 27).mul_(-7723592293110705685), 31).sum()
 
 
-def _shifted(x: Tensor, by: int) -> Tensor:
-    return (x >> by) & ((1 << (64 - by)) - 1)  # without copies of the sign
+def _stirred(x: Tensor, by: int) -> Tensor:
+    """Writes into ``x`` its bits, each changed by the one so many places above."""
+    above = (x >> by).bitwise_and_((1 << (64 - by)) - 1)  # without copies of the sign
+    return x.bitwise_xor_(above)

@@ -3,12 +3,12 @@
 import threading
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-__all__ = ["handed", "is_handed", "note", "taken_down"]
+__all__ = ["handed", "is_handed", "note", "nothing_read", "taken_down"]
 
 
 class _Run(threading.local):
@@ -17,6 +17,7 @@ class _Run(threading.local):
     def __init__(self) -> None:
         self.peaks: list[Tensor] | None = None
         self.handed: Any = None
+        self.unread = False
 
 
 _run = _Run()
@@ -33,11 +34,22 @@ def note(values: Iterable[Tensor]) -> None:
 @contextmanager
 def taken_down() -> Generator[list[Tensor]]:
     """Yields the list that :func:`note` fills during the calls inside."""
-    before, _run.peaks = _run.peaks, []
+    before, peaks = _run.peaks, cast("list[Tensor]", [])
+    _run.peaks = None if _run.unread else peaks
     try:
-        yield _run.peaks
+        yield peaks
     finally:
         _run.peaks = before
+
+
+@contextmanager
+def nothing_read() -> Generator[None]:
+    """Takes nothing down in the calls inside: their tensors have no data."""
+    before, _run.unread, _run.peaks = (_run.unread, _run.peaks), True, None
+    try:
+        yield
+    finally:
+        _run.unread, _run.peaks = before
 
 
 @contextmanager

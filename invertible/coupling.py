@@ -14,6 +14,7 @@ from . import _check
 from ._buffers import buffers_moving, in_training, kept_buffers
 from ._compiled import is_compiled
 from ._function import evaluate, readable
+from ._products import around_functions
 from ._random import draws
 from ._running import call
 from ._value import Value, describe, detached_leaf, is_channels_last, laid_out
@@ -334,7 +335,8 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
 
     def _call_function(self, x2: Tensor, condition: Value | None) -> Any:
         try:
-            return evaluate(self.function, x2, condition, exactly=self.grid is not None)
+            with around_functions():
+                return evaluate(self.function, x2, condition, exactly=self.grid is not None)
         except Exception as error:
             as_leaf = self.grid is not None or is_compiled(self.function)
             if as_leaf and any(getattr(part, "inplace", False) for part in self.function.modules()):

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, cast, overload
 
 import torch
@@ -15,7 +16,7 @@ from ._grids import Peak, admit, peak_of, place, proposed, refuse_unfit, run_on_
 from ._range import is_handed
 from ._running import call, walked
 from ._value import Value
-from .backprop import Strategy
+from .backprop import Plan, Strategy
 from .backprop._chain import run
 from .backprop._drift import Drift
 from .backprop._segments import calls
@@ -48,8 +49,8 @@ class Sequential(InvertibleModule[Any, Any]):
 
     Args:
         layers: the layers in the order of ``forward``; or one mapping from names to layers.
-        backprop: what is kept for the gradients: :class:`Store`, :class:`Recompute` or :class:`Reconstruct`;
-            ``None`` takes the strategy of the container around, and :class:`Store` if there is none.
+        backprop: what is kept for the gradients: :class:`Store`, :class:`Recompute`, :class:`Reconstruct` or
+            :class:`Budget`; ``None`` takes the strategy of the container around, and :class:`Store` if there is none.
         grid: ``"exact"``, ``"exact32"``, another :class:`Grid`, or ``None`` for that of the container around, and
             plain floating point if there is none.
 
@@ -128,9 +129,8 @@ class Sequential(InvertibleModule[Any, Any]):
     def backprop(self, strategy: Strategy | None) -> None:
         if strategy is not None and not isinstance(strategy, Strategy):  # pyright: ignore[reportUnnecessaryIsInstance]
             fix = " Add parentheses." if isinstance(strategy, type) and issubclass(strategy, Strategy) else ""
-            raise TypeError(
-                f"Sequential: backprop must be Store(), Recompute(), Reconstruct() or None, got {strategy!r}.{fix}"
-            )
+            rule = "backprop must be Store(), Recompute(), Reconstruct(), Budget(bytes) or None"
+            raise TypeError(f"Sequential: {rule}, got {strategy!r}.{fix}")
         self._backprop = strategy
         self._drift: Drift | None = None  # of the last backward pass
 
@@ -212,6 +212,18 @@ class Sequential(InvertibleModule[Any, Any]):
             raise ValueError('Sequential: calibrate needs a grid to begin with. Set net.grid = "exact".')
         with buffers_stay(self):
             return proposed(self.grid, peak_of(self, self.snap(x), condition))
+
+    def plan(self, x: Any, *, condition: Value | None = None) -> Plan:
+        """Says what each layer keeps for its gradients when ``x`` goes forward, and what that costs.
+
+        Nothing is computed: ``x`` may be on the meta device.
+
+        Raises:
+            ValueError: if ``backprop`` has segments or anchors, or is a :class:`Budget` that is too small.
+        """
+        from .backprop._budget import planned  # imports what counts, which is slow
+
+        return planned(self, self.snap(x), condition)
 
     @property
     def drift(self) -> float | None:
@@ -332,18 +344,17 @@ class Sequential(InvertibleModule[Any, Any]):
         return iter(layers) if method.startswith("forward") else reversed(layers)
 
     def _run(self, method: str, value: Any, condition: Value | None) -> Any:
-        def through(value: Any) -> Any:
-            return run(self, self.backprop, lambda value: self._walk(method, value, condition), value)
-
-        return self._enter(method, value, through)
+        walk = partial(self._walk, method, condition=condition)
+        return self._enter(method, value, walk, condition)
 
     def _walk(self, method: str, value: Any, condition: Value | None) -> Any:
         for step in self._calls(method):
             value = step(value, condition)
         return value
 
-    def _enter(self, method: str, value: Any, through: Callable[[Any], Any]) -> Any:
-        """Runs on the grid what comes from outside it."""
+    def _enter(self, method: str, value: Any, walk: Callable[[Any], Any], condition: Value | None) -> Any:
+        """Runs by its strategy, and on the grid what comes from outside it."""
+        through = partial(run, self, self.backprop, walk, method=method, condition=condition)
         if self.grid is None or is_handed(self):
             return through(value)
         return run_on_grid(self, method, value, through)
@@ -383,7 +394,4 @@ class Sequential(InvertibleModule[Any, Any]):
                 total = total + log_det
             return value, total
 
-        def through(value: Any) -> tuple[Any, Tensor]:
-            return run(self, self.backprop, sum_up, value, log_det=True)
-
-        return self._enter(method, value, through)
+        return self._enter(method, value, sum_up, condition)

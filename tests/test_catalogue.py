@@ -20,6 +20,7 @@ HELPERS = {
     "_compiled",
     "_function",
     "_noise",
+    "_products",
     "_random",
     "_range",
     "_running",

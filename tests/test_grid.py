@@ -672,3 +672,13 @@ def test_down_to_one_pixel_and_back(train, of_x):
         assert y.shape[2:] == (1, 1)
         assert torch.equal(net.inverse(y), net.snap(x))
         assert torch.equal(net.inverse(y.clone().contiguous()), net.snap(x))
+
+
+def test_functions_that_are_not_torchs_own_run_without_data():
+    class Own(nn.Module):
+        def forward(self, x):
+            return x.tanh()
+
+    with torch.device("meta"):
+        net, x = Sequential(inv.Split(), Coupling(Own()), inv.Merge(), grid="exact"), torch.rand(2, 4)
+    assert net(x).is_meta

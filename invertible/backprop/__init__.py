@@ -4,6 +4,7 @@ The strategies themselves, and what they raise, are in :mod:`invertible`.
 """
 
 from ._replay import is_replaying
+from .plan import Choice, Plan, PlanRow
 from .strategies import Strategy
 
-__all__ = ["Strategy", "is_replaying"]
+__all__ = ["Choice", "Plan", "PlanRow", "Strategy", "is_replaying"]

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from invertible import _check
 from invertible._buffers import buffers_moving
+from invertible._products import Keeper
 from invertible._running import engine_of, running
 from invertible._tracing import exporting
 from invertible._value import leaves
@@ -23,7 +24,8 @@ from ._node import Cell, Node, Seed, Step, form_of, rebuilt
 from ._replay import Replay, Survey
 from ._rules import opposite, rule_of
 from ._torch import tape_serves
-from .strategies import Recompute, Reconstruct, Store, Strategy
+from .plan import Choice, Decision
+from .strategies import Budget, Recompute, Reconstruct, Store, Strategy
 
 __all__ = ["Chain", "chain_of", "run", "run_chain"]
 
@@ -31,7 +33,9 @@ Layer = InvertibleModule[Any, Any]
 Call = Callable[[Any, Any], Any]
 
 
-def run(net: Layer, strategy: Strategy | None, walk: Callable[[Any], Any], x: Any, *, log_det: bool = False) -> Any:
+def run(
+    net: Layer, strategy: Strategy | None, walk: Callable[[Any], Any], x: Any, *, method: str, condition: Any = None
+) -> Any:
     """Returns ``walk(x)``, which calls the layers of ``net``, with gradients by the strategy.
 
     Without a strategy of its own the network takes that of the chain in which it runs, if any.
@@ -39,24 +43,30 @@ def run(net: Layer, strategy: Strategy | None, walk: Callable[[Any], Any], x: An
     outer = chain_of(net)
     if strategy is None or (outer is not None and outer.strategy == strategy):
         return walk(x)
+    if outer is not None:
+        outer.refuse_inner(net, strategy)
     if torch.compiler.is_dynamo_compiling() and not isinstance(strategy, Store):
         if exporting() or not torch.is_grad_enabled():
             return walk(x)
         from ._uncompiled import run_uncompiled  # imports the compiler, which is slow
 
-        return run_uncompiled(net, strategy, walk, x, log_det=log_det)
+        return run_uncompiled(net, strategy, walk, x, method, condition)
     if isinstance(strategy, Store) or not tape_serves():
         with running(None) if outer is not None else nullcontext():
             return walk(x)
-    return run_chain(net, strategy, walk, x, log_det=log_det)
+    return run_chain(net, strategy, walk, x, method, condition)
 
 
-def run_chain(net: Layer, strategy: Strategy, walk: Callable[[Any], Any], x: Any, *, log_det: bool) -> Any:
+def run_chain(net: Layer, strategy: Strategy, walk: Callable[[Any], Any], x: Any, method: str, condition: Any) -> Any:
     """Returns ``walk(x)`` by a chain of its own."""
     chain = Chain(net, strategy)
+    if isinstance(strategy, Budget):
+        from ._budget import decisions  # imports what counts, which is slow
+
+        chain.decisions = iter(decisions(net, strategy, walk, x, method, condition))
     with running(chain, net):
         result = walk(x)
-    if log_det:
+    if method.endswith("log_det"):
         return chain.finish(result[0]), result[1]
     return chain.finish(result)
 
@@ -88,8 +98,12 @@ class Chain:
     def __init__(self, net: Layer, strategy: Strategy) -> None:
         self.net = net
         self.strategy = strategy
+        """What a container inside must have, to be part of the chain."""
         self.every = strategy.every if isinstance(strategy, Recompute) else 1
-        self._reconstruct = strategy if isinstance(strategy, Reconstruct) else None
+        self.decisions: Iterator[Decision] = iter(())
+        """Those of a plan, for the layers in the order of computation."""
+        reconstruct = strategy.reconstruct if isinstance(strategy, Budget) else strategy
+        self._reconstruct = reconstruct if isinstance(reconstruct, Reconstruct) else None
         self._links: dict[int, _Link] = {}
         self._count = 0
         self._warned = False
@@ -106,17 +120,14 @@ class Chain:
         """Runs several layers as one, whose input is kept."""
         return self._run(layers, method, call, value, condition)
 
+    def refuse_inner(self, net: Layer, strategy: Strategy) -> None:
+        """Raises, if a container inside must not have a strategy of its own."""
+
     def finish(self, value: Any) -> Any:
         """Keeps the output, and what no layer has taken: a hook or another strategy has put something in its place."""
         tensors = list(leaves(value))
-        links = [self._take(t) for t in tensors]
-        trained = [i for i, t in enumerate(tensors) if t.requires_grad]
-        if any(links[i].cell is not None for i in trained):  # one node for all, so that it runs whichever is used
-            sealed = Seed.apply([links[i].cell for i in trained], *(tensors[i] for i in trained))
-            for i, tensor in zip(trained, sealed, strict=True):
-                tensors[i] = tensor
-        others = [link for i, link in enumerate(links) if i not in trained]
-        for link in (*others, *self._links.values()):
+        tensors = _sealed(tensors, [self._take(t) for t in tensors])
+        for link in self._links.values():
             if link.cell is not None:
                 link.cell.keep(link.tensor)
         self._links.clear()
@@ -147,6 +158,12 @@ class Chain:
                 result = call(value, condition)
             self._remember(first, leaves(result[0] if method.endswith("log_det") else result), fresh_after)
             return result
+        decision = None if free else next(self.decisions, None)
+        if decision is not None and decision.choice is Choice.STORE:
+            with running(None):
+                result = call(rebuilt(form_of(value), iter(_sealed(tensors, links))), condition)
+            self._remember(first, leaves(result[0] if method.endswith("log_det") else result), fresh_after)
+            return result
         _refuse_late_gathering(self.net, survey, called)
         step = Step(
             layers=layers,
@@ -160,20 +177,25 @@ class Chain:
         )
         if free:
             step.adjoint = opposite(first, method)
-        elif self._reconstruct is not None:
+        elif self._reconstruct is not None and (decision is None or decision.choice is Choice.RECONSTRUCT):
             self._count += 1
             if not (self._is_anchor() or _without_inverse(first)):
                 if self._count > 1:
                     self._warn_of_narrow(first, tensors)
                 if not fresh or first.grid is not None:  # on a grid zeros come back as zeros
                     self._reconstruct_input(step, first, method, tensors, self._reconstruct)
-        outputs = Node.apply(step, *tensors, *conditions, *trained)
+        if decision is not None and decision.products and step.rule is not None:
+            step.keeper = Keeper(frozenset(decision.products))
+        outputs = self._apply(step, tensors, conditions)
         count = len(step.shapes)
         if step.rule is not None or (free and any(cell is not None for cell in step.in_cells)):
             step.out_cells = [Cell() for _ in range(count)]
         self._remember(first, outputs[:count], fresh_after, step.out_cells)
         result = rebuilt(step.output, iter(outputs))
         return (result, outputs[count]) if step.log_det else result
+
+    def _apply(self, step: Step, tensors: Sequence[Tensor], conditions: Sequence[Tensor]) -> Sequence[Tensor]:
+        return Node.apply(step, *tensors, *conditions, *step.parameters)
 
     def _is_anchor(self) -> bool:
         every = self._reconstruct.anchor_every if self._reconstruct is not None else None
@@ -228,6 +250,20 @@ class Chain:
             self._links[id(tensor)] = _Link(
                 tensor, tensor._version, cells[i] if cells else None, fresh, layer.grid is not None
             )
+
+
+def _sealed(tensors: Sequence[Tensor], links: Sequence[_Link]) -> list[Tensor]:
+    """The same tensors, kept for the layers before that await them."""
+    made = list(tensors)
+    trained = [i for i, t in enumerate(tensors) if t.requires_grad]
+    if any(links[i].cell is not None for i in trained):  # one node for all, so that it runs whichever is used
+        sealed = Seed.apply([links[i].cell for i in trained], *(tensors[i] for i in trained))
+        for i, tensor in zip(trained, sealed, strict=True):
+            made[i] = tensor
+    for i, link in enumerate(links):
+        if i not in trained and link.cell is not None:
+            link.cell.keep(link.tensor)
+    return made
 
 
 def _refuse_late_gathering(net: Layer, survey: Survey, called: Layer | None) -> None:

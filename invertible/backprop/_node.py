@@ -1,7 +1,7 @@
 """One layer in autograd's graph, without what autograd would keep."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from invertible import _check
+from invertible._products import Keeper, Player, watched
 from invertible._value import alike, describe, detached_leaf, graph_leaves, leaves
 
 from ._drift import Checksum, Probes, during_backward
@@ -127,6 +128,8 @@ class Step:
     """Which inputs the probes are of."""
     report: Callable[[Tensor], None] | None = None
     out_cells: Sequence[Cell] = ()
+    keeper: Keeper | None = None
+    """Keeps some results inside a coupling's function, for the replay not to compute them again."""
     output: Any = None
     """The form of the output, without the log-determinant."""
     shapes: Sequence[tuple[torch.Size, torch.dtype, torch.device]] = ()
@@ -156,7 +159,8 @@ class Step:
         """Gradients of inputs, conditions and parameters; fills the cells of the inputs."""
         self._refuse_changed_parameters()
         inputs = len(self.in_cells)
-        conditions = [detached_leaf(t) for t in saved[: len(needs) - inputs - len(self.parameters)]]
+        before = len(needs) - inputs - len(self.parameters)
+        conditions = [detached_leaf(t) for t in saved[:before]]
         condition = rebuilt(self.condition, iter(conditions))
         grad_value = rebuilt(self.output, iter(grads))
         if self.adjoint is not None:
@@ -168,13 +172,15 @@ class Step:
             tensors, cotangents = self.accept(result), grads
         else:
             output = rebuilt(self.output, (cell.take(self) for cell in self.out_cells))
-            with self._trained_as_then():
+            given = nullcontext() if self.keeper is None else watched(Player(self.keeper, saved[before:]))
+            with self._trained_as_then(), given:
                 value, tensors, cotangents = self.rule(
                     self, output, grad_value, grads[-1] if self.log_det else None, condition
                 )
             del output
         sources = [*leaves(value), *conditions, *self.parameters]
         gradients = self._differentiate(tensors, cotangents, sources, needs)
+        del tensors, cotangents, sources
         self._hand_on(list(leaves(value)))
         return gradients
 
@@ -287,16 +293,18 @@ class Node(torch.autograd.Function):
         inputs, conditions = given[: len(step.in_cells)], given[len(step.in_cells) :]
         versions = [t._version for t in given]
         value, condition = rebuilt(step.value, iter(inputs)), rebuilt(step.condition, iter(conditions))
-        result = step.replay.record(lambda: step.run(value, condition))
+        with nullcontext() if step.keeper is None else watched(step.keeper):
+            result = step.replay.record(lambda: step.run(value, condition))
         if versions != [t._version for t in given]:
             raise ValueError(f"{step.name}: a layer must not write to its input, but it did, and the input is lost.")
         outputs = step.accept(result)
         if step.rule is not None and step.replay.drew and not step.repeats_random:
-            step.rule, step.probes = None, None  # its inverse may draw in another order
+            step.rule, step.probes, step.keeper = None, None, None  # its inverse may draw in another order
         # What is returned as it was given, or a part of it, would count as a view: in-place changes and FSDP complain.
         outputs = [t.detach() if t._is_view() or any(t is each for each in given) else t for t in outputs]
         ctx.step = step
-        ctx.save_for_backward(*conditions, *(inputs if step.rule is None and step.adjoint is None else ()))
+        kept = inputs if step.rule is None and step.adjoint is None else step.keeper.kept() if step.keeper else ()
+        ctx.save_for_backward(*conditions, *kept)
         return tuple(outputs)
 
     @staticmethod

@@ -6,7 +6,7 @@ from typing import Literal
 
 from invertible import _check
 
-__all__ = ["Recompute", "Reconstruct", "Store", "Strategy"]
+__all__ = ["Budget", "Recompute", "Reconstruct", "Store", "Strategy"]
 
 
 class Strategy:
@@ -113,6 +113,49 @@ class Reconstruct(Strategy):
             )
         if self.on_drift not in {"raise", "record"}:
             raise ValueError(f'Reconstruct: on_drift must be "raise" or "record", got {self.on_drift!r}.')
+
+
+@dataclass(frozen=True)
+class Budget(Strategy):
+    """Keeps as much as fits: chooses for each layer, so that a step stays within a budget and the added work is least.
+
+    A layer is stored, its input is kept and it runs again, or its input is reconstructed; then some of the matrix
+    products and convolutions inside its function may be kept, which are not computed again: those that are small and
+    cost much. So memory is not flat in depth, but what fits.
+
+    The choice is planned at the first forward pass for each kind of input, by counting bytes and operations on tensors
+    without data: ``net.plan(x)`` shows it. Nothing is timed, so every process plans the same.
+
+    The budget is for the most bytes of tensors at any time of a step, with what a layer needs while it runs again and
+    the network's output. Beside it are parameters, their gradients, the optimizer's state, the input, the loss, and the
+    workspaces of kernels, which nobody can count before; functions that are compiled count as if they were not.
+
+    Args:
+        bytes: the budget.
+        reconstruct: how the inputs that are reconstructed are checked.
+
+    Raises:
+        TypeError: if ``bytes`` is not an integer, or ``reconstruct`` is no :class:`Reconstruct`.
+        ValueError: if ``bytes`` is less than 1, or ``reconstruct`` has anchors, which are chosen here; in the forward
+            pass, if not even the smallest possible plan is within the budget.
+
+    Example:
+        >>> net = Sequential(Split(), *(Coupling(nn.Tanh()) for _ in range(9)), Merge(), backprop=Budget(20_000))
+        >>> x = torch.rand(16, 32, requires_grad=True)
+        >>> net(x).sum().backward()
+        >>> net.plan(x).peak <= 20_000
+        True
+    """
+
+    bytes: int
+    reconstruct: Reconstruct = Reconstruct()
+
+    def __post_init__(self) -> None:
+        _at_least_one("Budget", "bytes", self.bytes)
+        if not isinstance(self.reconstruct, Reconstruct):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"Budget: reconstruct must be a Reconstruct(), got {self.reconstruct!r}.")
+        if self.reconstruct.anchor_every is not None:
+            raise ValueError(f"Budget: chooses by itself what is kept, got {self.reconstruct!r} with anchors.")
 
 
 def _at_least_one(who: str, option: str, value: int) -> None:

@@ -1,0 +1,246 @@
+"""Walks through a network on tensors without data and takes down what each layer could keep, and what that costs."""
+
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from invertible._buffers import one_at_a_time
+from invertible._compiled import is_compiled
+from invertible._value import leaves, map_value
+
+from ._chain import Chain
+from ._counting import storage_of
+from ._kinds import Kind, measured
+from ._knapsack import Option, Stage
+from ._node import Step
+from ._rules import rule_of
+from ._torch import buffers_of, parameters_of
+from .plan import Choice
+from .strategies import Reconstruct, Strategy
+
+__all__ = ["Planner"]
+
+
+class Planner(Chain):
+    """A chain that counts and does not compute, inside a mode in which no tensor has data."""
+
+    def __init__(self, net: Any, strategy: Strategy) -> None:
+        super().__init__(net, strategy)
+        self._reconstruct = self._reconstruct or Reconstruct()
+        self.every = 1
+        self.names: list[str] = []
+        self.stages: list[Stage] = []
+        self.sizes: dict[int, int] = {}
+        self.work = 0
+        """Of a forward pass."""
+        self._fakes: dict[int, Tensor] = {}
+        self._kinds: dict[Any, Kind] = {}
+        self._held: list[Tensor] = []  # or others would get their numbers
+        self._paths = {id(part): path for path, part in net.named_modules()}
+        self._path, self._look = "", None
+        self._compiled: set[nn.Module] = set()
+        self._warned = True  # by the chain that runs
+
+    def enter(self, value: Any, *, given: bool) -> Any:
+        """What enters, without data; ``given``: its memory is the caller's, and not counted."""
+        found = next((p.device for p in self.net.parameters()), None)
+
+        def enter(t: Tensor) -> Tensor:
+            """Shapes may come on the meta device."""
+            return self._fake(t, found if t.is_meta else None)
+
+        made = map_value(enter, value)
+        for t in leaves(made):
+            storage = self._know(t)[1]
+            if given:
+                self.sizes[storage] = 0
+        return made
+
+    def refuse_inner(self, net: nn.Module, strategy: Strategy) -> None:
+        raise ValueError(
+            f"Budget: a container inside must take the strategy of the one around it (backprop=None), got {strategy} "
+            f"in layer {self._paths[id(net)]!r}, whose bytes can't be planned."
+        )
+
+    @contextmanager
+    def quiet(self) -> Generator[None]:
+        """Lets no hook fire, nor compiled code run, while tensors have no data."""
+        with one_at_a_time:
+            parts = list(self.net.modules())
+            true = [{key: part.__dict__[key] for key in (*_HOOKS, _COMPILED) if key in part.__dict__} for part in parts]
+            self._compiled = {part for part in parts if is_compiled(part)}
+            try:
+                for part, before in zip(parts, true, strict=True):
+                    part.__dict__.update({key: type(before[key])() for key in before if key != _COMPILED})
+                    part.__dict__.pop(_COMPILED, None)
+                yield
+            finally:
+                for part, before in zip(parts, true, strict=True):
+                    part.__dict__.update(before)
+
+    def _run(
+        self, layers: Sequence[Any], method: str, call: Any, value: Any, condition: Any, *, called: Any = None
+    ) -> Any:
+        layer = layers[0]
+        self._path = self._paths[id(layer)]
+        self._look = (_look(layer), method)
+        with self._without_data(layer):
+            try:
+                return super()._run(layers, method, call, value, map_value(self._fake, condition), called=called)
+            except Exception as error:
+                error.add_note("while planning what to keep, on tensors without data; other strategies need no plan")
+                raise
+
+    def _reconstruct_input(
+        self, step: Step, layer: Any, method: str, tensors: Sequence[Tensor], strategy: Reconstruct
+    ) -> None:
+        step.rule, step.repeats_random = rule_of(layer, method)
+
+    def _apply(self, step: Step, tensors: Sequence[Tensor], conditions: Sequence[Tensor]) -> Sequence[Tensor]:
+        if step.rule is not None and step.replay.survey.random and not step.repeats_random:
+            step.rule = None
+        compiled = any(part in self._compiled for part in step.layers[0].modules())
+        key = (
+            self._look,
+            compiled,
+            step.rule is None,
+            step.adjoint is None,
+            step.value,
+            step.condition,
+            _specs(tensors),
+            _specs(conditions),
+        )
+        if key not in self._kinds:
+            self._kinds[key] = measured(step, tensors, conditions, compiled=compiled)
+        kind = self._kinds[key]
+        made = list(tensors)
+        for output in kind.outputs:
+            made.append(output.make(made))
+        outputs = made[len(tensors) :]
+        step.output, step.shapes = kind.form, [(t.shape, t.dtype, t.device) for t in outputs]
+        self._stage(kind, tensors, outputs)
+        return outputs if kind.log_det is None else [*outputs, kind.log_det.make(())]
+
+    def _stage(self, kind: Kind, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        known = [self._know(t) for t in (*tensors, *outputs)]
+        options = [
+            Option(
+                way.decision,
+                way.work,
+                way.inside,
+                frozenset(known[i][1] for i in way.keeps),
+                way.forward,
+                way.backward,
+                check=way.check,
+                probes=way.probes,
+                needs_output=way.decision.choice is Choice.RECONSTRUCT,
+                keeps_input=way.decision.choice is Choice.STORE,
+            )
+            for way in kind.ways
+        ]
+        waiting = frozenset(self._know(link.tensor)[1] for link in self._links.values())
+        moves = options[0].choice.choice is Choice.MOVE
+        inputs, left = tuple(known[: len(tensors)]), tuple(known[len(tensors) :])
+        self.stages.append(Stage(options, inputs, left, moves, waiting))
+        if kind.views and moves:
+            self._allow_for_views()
+        self.names.append(self._path)
+        self.work += kind.work
+
+    def _allow_for_views(self) -> None:
+        """Gradients that are views keep what they are views of, and a layer may pass one on: to the layer before it."""
+        computing = [i for i, stage in enumerate(self.stages) if not stage.moves]
+        if len(computing) > 1:
+            sizes = [self.sizes[s] for _, s in self.stages[computing[-1]].outputs]
+            i = computing[-2]
+            extra = sum(sizes) - min(sizes)
+            options = [replace(o, backward=o.backward + extra) for o in self.stages[i].options]
+            self.stages[i] = replace(self.stages[i], options=options)
+
+    def _know(self, t: Tensor) -> tuple[int, int]:
+        """The numbers of a tensor and of its storage."""
+        storage = storage_of(t)
+        if storage not in self.sizes:
+            self.sizes[storage] = t.untyped_storage().nbytes()
+        self._held.append(t)
+        return id(t), storage
+
+    def _fake(self, t: Any, device: torch.device | None = None) -> Any:
+        if not isinstance(t, Tensor):
+            return t
+        if id(t) not in self._fakes:
+            with torch.no_grad():
+                fake = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device or t.device)
+            if isinstance(t, nn.Parameter):
+                fake = nn.Parameter(fake, requires_grad=False)
+            self._fakes[id(t)] = fake.requires_grad_(t.requires_grad)
+            self._held.append(t)
+        return self._fakes[id(t)]
+
+    @contextmanager
+    def _without_data(self, layer: nn.Module) -> Generator[None]:
+        """Lets a layer work on tensors without data in place of its own."""
+        held: list[dict[str, Any]] = [
+            each for part in layer.modules() for each in (parameters_of(part), buffers_of(part))
+        ]
+        true = [dict(each) for each in held]
+        try:
+            for each in held:
+                each.update({key: self._fake(t) for key, t in each.items()})
+            yield
+        finally:
+            for each, before in zip(held, true, strict=True):
+                each.clear()
+                each.update(before)
+
+
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
+_COMPILED = "_compiled_call_impl"
+
+
+def _specs(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
+    """All that a layer's work may depend on."""
+    storages: list[int] = []
+    found: list[Any] = []
+    for t in tensors:
+        storages.append(storage_of(t))
+        where = (storages.index(storages[-1]), t.storage_offset())
+        found.append((tuple(t.shape), t.stride(), t.dtype, t.device, t.requires_grad, where))
+    return tuple(found)
+
+
+def _look(layer: nn.Module) -> tuple[Any, ...]:
+    """What layers of one kind have in common: modules of the same classes, options and shapes."""
+    first: dict[int, int] = {}  # of tensors and modules that occur more than once
+    found: list[Any] = []
+    modules = cast("Iterable[tuple[str, nn.Module]]", layer.named_modules(remove_duplicate=False))
+    for name, part in modules:
+        seen = first.setdefault(id(part), len(first))
+        options = tuple((key, _plain(value)) for key, value in part.__dict__.items() if key not in _STATE)
+        tensors: list[Any] = []
+        for key, t in (*parameters_of(part).items(), *buffers_of(part).items()):
+            same = first.setdefault(id(t), len(first))
+            tensors.append((key, None if t is None else (tuple(t.shape), t.dtype, t.device, t.requires_grad, same)))
+        found.append((name, type(part), seen, options, tuple(tensors)))
+    return tuple(found)
+
+
+_STATE = frozenset(nn.Module().__dict__) - {"training"} | {_COMPILED}
+
+
+def _plain(value: Any) -> Any:
+    """An option, to be compared: itself, or which object it is."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(each) for each in cast("Iterable[Any]", value))
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return value

@@ -1,0 +1,511 @@
+"""A budget of bytes: the plan is the best there is, what it predicts is what is counted, and gradients are Store's."""
+
+import copy
+import itertools
+import json
+import random
+import subprocess
+import sys
+from contextlib import nullcontext
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import invertible as inv
+from invertible import Budget, Coupling, Inverse, Recompute, Reconstruct, Sequential, Store
+from invertible._value import leaves
+from invertible.backprop import Choice, _budget, _knapsack
+from invertible.backprop._knapsack import Option, Stage, cheapest, least_peak, peak_of
+from invertible.backprop.plan import Decision
+from invertible.testing import measure_memory
+from tests.networks import METHODS, UsersAffine, assert_same, draw_network, function, outcome
+
+
+class Dense(nn.Sequential):
+    """Kernels without workspaces, so that the allocator sees tensors only."""
+
+    def __init__(self, width, hidden):
+        super().__init__(
+            nn.BatchNorm1d(width), nn.SiLU(), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width)
+        )
+
+
+def dense(depth, width=256, hidden=64, **options):
+    torch.manual_seed(0)
+    layers = [Coupling(Dense(width, hidden)) for _ in range(depth)]
+    return Sequential(inv.Split(), *layers, inv.Merge(), **options)
+
+
+def step(net, x, context=nullcontext):
+    """A forward and a backward pass as a loss causes them: the output stays, its gradient is a tensor of its own."""
+    with context():
+        y = net(x)
+    for t in leaves(y):
+        t.register_hook(lambda grad: grad.contiguous())
+    sum(t.sum() for t in leaves(y)).backward()
+
+
+def counted_peak(net, x, context=nullcontext):
+    """The allocator's figure, with the parameters' gradients there before, once nothing is new any more."""
+
+    step(net, x, context)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    return measure_memory(lambda: step(net, x, context))[1].peak
+
+
+# The choice
+
+
+@st.composite
+def drawn_stages(draw, most=8):
+    """Layers with streams that share memory, as couplings have them, and some that only move."""
+    size = st.integers(0, 5)
+    tensors, storages = itertools.count(), itertools.count()
+    sizes, stages = {}, []
+
+    def new():
+        storage = next(storages)
+        sizes[storage] = draw(size)
+        return next(tensors), storage
+
+    streams = [new(), new()]
+    for _ in range(draw(st.integers(1, most))):
+        given = tuple(streams)
+        if draw(st.integers(0, 4)) == 0:
+            streams = [(next(tensors), s) if draw(st.booleans()) else new() for _, s in reversed(streams)]
+            options = [Option("move", 0, 0, frozenset(), draw(size), draw(size))]
+            stages.append(Stage(options, given, tuple(streams), moves=True))
+            continue
+        streams = [(next(tensors), given[1][1]), new()]
+        mine = [s for _, s in (*given, *streams)]
+        held = frozenset(s for s in mine if draw(st.booleans()))
+        inside = draw(size)
+        store = Option("store", 0, inside, held, draw(size), inside + draw(size), keeps_input=True)
+        again = Option("recompute", draw(size), 0, frozenset(s for _, s in given), draw(size), draw(size))
+        options = [store, again]
+        for _ in range(draw(st.integers(0, 2))):
+            inside = draw(size)
+            options.append(
+                Option("back", draw(size), inside, frozenset(), draw(size), inside + draw(size), needs_output=True)
+            )
+        stages.append(Stage(options, given, tuple(streams)))
+    return stages, sizes
+
+
+def bytes_and_work(stages, sizes, options):
+    """What some choice costs, written down from what the strategies promise, without the planner's states."""
+    kept, awaited, held, peak = set(), set(), 0, 0
+    for stage, option in zip(stages, options, strict=True):
+        before = held + sum(sizes[s] for s in kept)
+        entering = sum(sizes[s] for s in {s for _, s in stage.inputs} - kept)
+        peak = max(peak, before + entering + option.forward)
+        waiting = {t for t, _ in stage.inputs if t in awaited}
+        kept |= option.keeps | ({s for t, s in stage.inputs if t in waiting} if option.keeps_input else set())
+        held += option.inside
+        if option.needs_output or (stage.moves and waiting):
+            awaited |= {t for t, _ in stage.outputs}
+        peak = max(peak, held + sum(sizes[s] for s in kept) + option.backward - option.inside)
+    kept |= {s for t, s in stages[-1].outputs if t in awaited}
+    total = held + sum(sizes[s] for s in kept)
+    return max(peak, total), sum(option.work for option in options), total
+
+
+@given(drawn_stages(), st.data())
+@settings(deadline=None)
+def test_no_choice_is_better(drawn, data):
+    stages, sizes = drawn
+    every = [bytes_and_work(stages, sizes, options) for options in itertools.product(*(s.options for s in stages))]
+    least, most = min(peak for peak, _, _ in every), max(peak for peak, _, _ in every)
+    assert least_peak(stages, sizes) == least
+    assert cheapest(stages, sizes, least - 1) is None
+    budget = data.draw(st.integers(least, most), label="budget")
+    options = cheapest(stages, sizes, budget) or ()
+    peak, work, kept = bytes_and_work(stages, sizes, options)
+    assert peak <= budget
+    assert peak == peak_of([stage.only(o) for stage, o in zip(stages, options, strict=True)], sizes)
+    assert (work, kept) == min((work, kept) for peak, work, kept in every if peak <= budget)
+
+
+def test_thinned_out_ways_lose_little(monkeypatch):
+    draw = random.Random(0)  # noqa: S311 (no secret)
+    stages = []
+    for i in range(30):
+        options = [
+            Option(k, draw.randrange(10**6) // (k + 1), draw.randrange(10**6) * k, frozenset(), 0, 0) for k in range(4)
+        ]
+        stages.append(Stage(options, ((i, i),), ((i + 1, i + 1),)))
+    sizes = dict.fromkeys(range(31), 0)
+
+    def best(budget):
+        options = cheapest(stages, sizes, budget)
+        assert options is not None
+        assert sum(o.inside for o in options) <= budget
+        return sum(o.work for o in options)
+
+    budgets = [0, 10**6, 5 * 10**6, 10**7]
+    monkeypatch.setattr(_knapsack, "_WAYS", 10**9)
+    exact = [best(budget) for budget in budgets]
+    monkeypatch.setattr(_knapsack, "_WAYS", 0)
+    thinned = [best(budget) for budget in budgets]
+    assert thinned[0] == exact[0]
+    for found, least in zip(thinned, exact, strict=True):
+        assert least <= found <= 1.1 * least
+
+
+# Bytes
+
+
+@pytest.mark.parametrize("grid", [None, "exact", "exact32"])
+@pytest.mark.parametrize("strategy", [Store(), Recompute(), Reconstruct()], ids=lambda s: type(s).__name__)
+def test_bytes_are_those_counted(strategy, grid):
+    net, x = dense(8, backprop=strategy, grid=grid), torch.randn(128, 512)
+    plan = net.plan(x)
+    assert plan.peak == pytest.approx(counted_peak(net, x), rel=0.1)
+    assert plan.least <= plan.peak <= plan.most * 1.001
+
+
+@pytest.mark.parametrize("grid", [None, "exact"])
+def test_ten_budgets_are_kept(grid):
+    net, x = dense(12, grid=grid), torch.randn(128, 512)
+    net.backprop = Store()
+    plan = net.plan(x)
+    works = []
+    for i in range(10):
+        budget = plan.least + i * (plan.most - plan.least) // 9
+        net.backprop = Budget(budget)
+        chosen = net.plan(x)
+        peak = counted_peak(net, x)
+        assert chosen.peak <= budget
+        assert peak <= budget + 2048, (i, peak, budget)  # numbers, one at a time
+        assert chosen.peak == pytest.approx(peak, rel=0.1)
+        works.append(chosen.work)
+    assert works == sorted(works, reverse=True)
+    assert works[-1] == 0 < works[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_kept_bytes_of_drawn_networks(data):
+    net, x, condition = draw_network(data.draw)
+    net.backprop = Store()
+    plan = net.plan(x, condition=condition)
+    net.backprop = Budget(
+        data.draw(st.integers(max(plan.least, 1), max(plan.most, 1)), label="budget"), Reconstruct(on_drift="record")
+    )
+    chosen = net.plan(x, condition=condition)
+    assert chosen.peak <= net.backprop.bytes
+    net(x, condition=condition)
+    y, memory = measure_memory(lambda: net(x, condition=condition))
+    given_back = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in leaves(y)}.values())
+    kept = memory.kept - given_back
+    rest = 64 * 1024  # probes, states of the generator, statistics of norms
+    assert abs(kept - chosen.kept) <= rest + 0.1 * chosen.kept
+
+
+def test_autocast_is_planned():
+    net, x = dense(8), torch.randn(128, 512)
+
+    def context():
+        return torch.autocast("cpu", torch.bfloat16)
+
+    net.backprop = Store()
+    with context():
+        narrow = net.plan(x)
+    assert narrow.peak < net.plan(x).peak
+    assert narrow.peak == pytest.approx(counted_peak(net, x, context), rel=0.1)
+
+
+# Gradients
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_choices_give_the_gradients_of_store(data):
+    """Whatever a plan may choose, layer by layer, for every method of networks of all kinds."""
+    net, x, condition = draw_network(data.draw)
+    method = data.draw(st.sampled_from(METHODS), label="method")
+    if method.startswith("inverse"):
+        with torch.no_grad():
+            x = net(x, condition=condition)
+    expected, _ = outcome(net, x, condition, method=method)
+    choice = st.sampled_from([Choice.STORE, Choice.RECOMPUTE, Choice.RECONSTRUCT])
+    decision = st.builds(Decision, choice, st.sampled_from([(), (0,)]))
+    chosen = data.draw(st.lists(decision, min_size=12, max_size=12), label="choices")
+    net.backprop = Budget(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_budget, "decisions", lambda *_: chosen)
+        found, _ = outcome(net, x, condition, method=method)
+    assert_same(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+def test_gradients_on_a_grid_are_the_same_bits(autocast):
+    torch.manual_seed(0)
+    couplings = [Coupling(function(8, dropout=0.1)) for _ in range(12)]
+    net, x = Sequential(inv.Split(), *couplings, inv.Merge(), grid="exact"), torch.rand(4, 16, 8, 8)
+    net.backprop = Store()
+
+    def context():
+        return torch.autocast("cpu", torch.bfloat16) if autocast else None
+
+    expected, _ = outcome(net, x, autocast=context())
+    plan = net.plan(x)
+    seen = set()
+    for part in (0, 0.3, 0.6):
+        net.backprop = Budget(int(plan.least + part * (plan.most - plan.least)) + 4096)
+        seen |= {row.what for row in net.plan(x).rows}
+        found, _ = outcome(net, x, autocast=context())
+        assert_same(found, expected, 0)
+    assert {"store", "reconstruct"} < seen
+
+
+# Products
+
+
+class Counting(nn.Module):
+    """Counts how often it runs as a whole; what is inside is seen by the dispatcher only."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.runs = inner, 0
+
+    def forward(self, x):
+        self.runs += 1
+        return self.inner(x)
+
+
+def products_in(call):
+    """How many matrix products a call computes."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func in {torch.ops.aten.addmm.default, torch.ops.aten.mm.default}
+            return func(*args, **(kwargs or {}))
+
+    with Counter() as counter:
+        call()
+    return counter.count
+
+
+def with_products(net, x, products):
+    """The number of matrix products of a step, and all that it leaves behind, if these are kept in every layer."""
+    net.backprop = Budget(1)
+    decision = Decision(Choice.RECONSTRUCT, products)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_budget, "decisions", lambda *_: [decision] * 20)
+        found, _ = outcome(net, x)
+        return products_in(lambda: step(copy.deepcopy(net), x)), found
+
+
+def test_kept_products_are_not_computed_again():
+    net, x = dense(5, grid="exact"), torch.rand(8, 512)
+    net.backprop = Store()
+    expected, _ = outcome(net, x)
+    none, _ = with_products(net, x, ())
+    one, _ = with_products(net, x, (0,))
+    both, found = with_products(net, x, (0, 1))
+    assert none - one == one - both == 5
+    assert_same(found, expected, 0)
+
+
+def test_a_product_that_is_written_to_is_not_kept():
+    torch.manual_seed(0)
+    layers = [Coupling(nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 8))) for _ in range(4)]
+    net, x = Sequential(inv.Split(), *layers, inv.Merge(), grid="exact"), torch.randn(4, 16)
+    assert not any(row.products for budget in (6000, 8000) for row in plan_of(net, x, budget).rows)
+    net.backprop = Store()
+    expected, _ = outcome(net, x)
+    _, found = with_products(net, x, (0,))  # as if a plan had been wrong
+    assert_same(found, expected, 0)
+
+
+def plan_of(net, x, budget):
+    net.backprop = Budget(budget)
+    return net.plan(x)
+
+
+def test_products_pay_where_they_are_the_work():
+    torch.manual_seed(0)
+    wide = [Coupling(nn.Sequential(nn.Linear(64, 1024), nn.SiLU(), nn.Linear(1024, 64))) for _ in range(10)]
+    net, x = Sequential(inv.Split(), *wide, inv.Merge()), torch.randn(32, 128)
+    net.backprop = Reconstruct()
+    flat = net.plan(x)
+    some = plan_of(net, x, flat.peak + 10 * 32 * 64 * 4)
+    assert any(row.products == (1,) for row in some.rows)  # narrow, and half of the work
+    assert some.work < flat.work
+
+
+# What a plan leaves alone
+
+
+def test_planning_changes_nothing_and_fires_no_hook():
+    net, x = dense(4, grid="exact"), torch.randn(8, 512)
+    net.backprop = Budget(10**9)
+    fired = []
+    for part in net.modules():
+        part.register_forward_hook(lambda *_: fired.append("forward"))
+        part.register_forward_pre_hook(lambda *_: fired.append("pre"))
+    before = {key: (t.data_ptr(), t._version, t.clone()) for key, t in net.state_dict(keep_vars=True).items()}
+    random = torch.get_rng_state()
+    net.plan(x)
+    net.plan(x.to("meta"))
+    assert not fired
+    assert net.peak is None
+    assert torch.equal(torch.get_rng_state(), random)
+    for key, t in net.state_dict(keep_vars=True).items():
+        pointer, version, values = before[key]
+        assert (t.data_ptr(), t._version) == (pointer, version)
+        assert torch.equal(t, values)
+    net(x)
+    assert fired
+
+
+def test_a_new_situation_is_planned_anew(monkeypatch):
+    net, x = dense(3), torch.randn(8, 512)
+    made = []
+    counted = _budget._Counted
+    monkeypatch.setattr(_budget, "_Counted", lambda *a: made.append(1) or counted(*a))
+    net.backprop = Budget(10**9)
+    changes = [
+        lambda: net(x),
+        lambda: net(x[:4]),
+        lambda: net(x.clone().requires_grad_()),
+        lambda: net.eval()(x),
+        lambda: net.train().requires_grad_(False)[1].requires_grad_() and net(x),
+    ]
+    for i, change in enumerate(changes):
+        change()
+        change()
+        assert len(made) == i + 1
+    with torch.no_grad():
+        net(torch.randn(2, 512))
+    assert len(made) == len(changes)
+
+
+def test_every_process_plans_the_same():
+    code = (
+        "import json, torch, zoo, invertible as inv\n"
+        "torch.manual_seed(int(__import__('sys').argv[1]))\n"
+        "with torch.device('meta'):\n"
+        "    body = zoo.irevnet_b().body\n"
+        "body.backprop = inv.Budget(2 * 2**30)\n"
+        "plan = body.plan(torch.empty(8, 3, 224, 224, device='meta'))\n"
+        "print(json.dumps([plan.peak, plan.work, [(row.layer, row.what, row.bytes) for row in plan.rows]]))"
+    )
+    pipe = subprocess.PIPE
+    both = [subprocess.Popen([sys.executable, "-c", code, str(i)], stdout=pipe, text=True) for i in (1, 2)]
+    first, second = (json.loads(each.communicate()[0]) for each in both)
+    assert first == second
+    assert first[0] <= 2 * 2**30
+    assert len({what for _, what, _ in first[2]}) > 1
+
+
+# Bad input
+
+
+def test_an_impossible_budget_is_refused_with_the_smallest_possible():
+    net, x = dense(4), torch.randn(8, 512)
+    net.backprop = Budget(1000)
+    with pytest.raises(
+        ValueError, match=r"^Budget: Sequential needs \d+ bytes at least for this input, got 1000\.$"
+    ) as e:
+        net(x)
+    least = int(str(e.value).split()[3])
+    net.backprop = Budget(least - 1)
+    with pytest.raises(ValueError, match=f"needs {least} bytes"):
+        net.plan(x)
+    net.backprop = Budget(least)
+    assert net.plan(x).peak == least
+    step(net, x)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: Budget(1.5), TypeError, r"Budget: bytes must be an integer, got 1\.5\."),
+        (lambda: Budget(0), ValueError, r"Budget: bytes must be at least 1, got 0\."),
+        (lambda: Budget(1, Store()), TypeError, r"Budget: reconstruct must be a Reconstruct\(\), got Store\(\)\."),
+        (lambda: Budget(1, Reconstruct(anchor_every=2)), ValueError, "Budget: chooses by itself what is kept"),
+    ],
+)
+def test_bad_budgets(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_an_inner_strategy_is_refused():
+    inner = Sequential(Coupling(Dense(256, 8)), backprop=Store())
+    net = Sequential(inv.Split(), inner, inv.Merge(), backprop=Budget(10**9))
+    with pytest.raises(ValueError, match=r"Budget: a container inside must .* got Store\(\) in layer '1'"):
+        net(torch.randn(4, 512))
+    inner.backprop = net.backprop
+    step(net, torch.randn(4, 512))
+
+
+@pytest.mark.parametrize("strategy", [Recompute(every=2), Reconstruct(anchor_every=3)])
+def test_segments_have_no_plan(strategy):
+    with pytest.raises(ValueError, match="plan: counts layer by layer"):
+        dense(2, backprop=strategy).plan(torch.randn(4, 512))
+
+
+def test_what_depends_on_values_is_named():
+    class Depends(nn.Module):
+        def forward(self, x):
+            return x * 2 if x.sum().item() > 0 else x
+
+    net = Sequential(inv.Split(), Coupling(Depends()), inv.Merge(), backprop=Budget(10**9))
+    with pytest.raises(RuntimeError) as error:  # torch's own words
+        net(torch.randn(2, 4, requires_grad=True))
+    assert any("while planning" in note for note in error.value.__notes__)
+    assert any("layer 1 of 3" in note for note in error.value.__notes__)
+
+
+# The rest
+
+
+def test_other_ways_through_a_network():
+    torch.manual_seed(0)
+    for net, x in (
+        (Inverse(dense(3)), torch.randn(8, 512)),
+        (Sequential(inv.Split(), UsersAffine(4), UsersAffine(4), inv.Merge()), torch.randn(2, 8, 4, 4)),
+        (Sequential(inv.PixelUnshuffle(2), inv.PadSplit(12, 16), Coupling(function(8))), torch.randn(2, 3, 8, 8)),
+        (Sequential(inv.Split(), inv.Parallel(inv.Identity(), Sequential(inv.Swap())), inv.Merge()), None),
+    ):
+        if x is None:
+            continue
+        body = net.layer if isinstance(net, Inverse) else net
+        body.backprop = Store()
+        expected, _ = outcome(net, x)
+        most = body.plan(x).most
+        for bytes in (body.plan(x).least, most):
+            body.backprop = Budget(bytes + 10_000)
+            found, _ = outcome(net, x)
+            assert_same(found, expected, 1e-4)
+
+
+def test_compiled_functions_are_planned_as_if_they_were_not():
+    net, x = dense(3), torch.randn(8, 512)
+    net.backprop = Budget(10**9)
+    before = net.plan(x)
+    net.compile_functions(backend="aot_eager")
+    after = net.plan(x)
+    assert [row.what for row in before.rows] == [row.what for row in after.rows]
+    net.backprop = Budget(before.least + 10_000)
+    assert not any(row.products for row in net.plan(x).rows)
+    step(net, x)
+
+
+def test_a_plan_is_printed():
+    net = dense(4, backprop=Reconstruct())
+    assert str(net.plan(torch.randn(8, 512))).splitlines()[0].split() == ["layer", "choice", "kept", "added", "work"]
+    text = str(net.plan(torch.randn(8, 512)))
+    assert "3 to 4 (2 layers, each)  reconstruct" in text
+    for word in ("parameters", "gradients", "optimizer", "input", "loss", "at least"):
+        assert word in text
