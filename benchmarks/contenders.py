@@ -15,10 +15,10 @@ from invertible import Coupling, Merge, PixelUnshuffle, Recompute, Reconstruct, 
 from invertible.backprop import Strategy
 
 CONTENDERS = (
-    "store", "recompute", "recompute_sqrt", "reconstruct", "store_compiled", "reconstruct_compiled",
+    "store", "hand", "recompute", "recompute_sqrt", "reconstruct", "store_compiled", "reconstruct_compiled",
     "ckpt", "ckpt_sqrt", "memcnn", "revtorch", "revlib",
 )  # fmt: skip
-OURS = CONTENDERS[:6]
+OURS = ("store", "recompute", "recompute_sqrt", "reconstruct", "store_compiled", "reconstruct_compiled")
 
 
 def bottleneck(channels: int, *, dropout: float = 0.0) -> nn.Module:
@@ -38,6 +38,20 @@ def strategy(name: str, depth: int) -> Strategy:
         "recompute_sqrt": Recompute(every=root),
         "reconstruct": Reconstruct(),
     }[name.removesuffix("_compiled")]
+
+
+class ByHand(nn.Module):
+    """Couplings written down without any library."""
+
+    def __init__(self, functions: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.functions = nn.ModuleList(functions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, 1)
+        for function in self.functions:
+            a, b = b, a + function(b)
+        return torch.cat((a, b), 1)
 
 
 class Checkpointed(nn.Module):
@@ -80,6 +94,8 @@ def stack(name: str, functions: Sequence[nn.Module], *, clone: bool = True) -> n
     if name in OURS:
         layers = [Split(), *map(Coupling, functions), Merge()]
         return compiled(name, Sequential(*layers, backprop=strategy(name, len(functions))))
+    if name == "hand":
+        return ByHand(functions)
     if name.startswith("ckpt"):
         return Checkpointed(functions, 1 if name == "ckpt" else round(math.sqrt(len(functions))))
     with warnings.catch_warnings():  # the peers import what is deprecated

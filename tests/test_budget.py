@@ -509,3 +509,20 @@ def test_a_plan_is_printed():
     assert "3 to 4 (2 layers, each)  reconstruct" in text
     for word in ("parameters", "gradients", "optimizer", "input", "loss", "at least"):
         assert word in text
+
+
+def test_lazy_parameters_get_their_shapes_first():
+    net = Sequential(inv.Split(), Coupling(nn.LazyLinear(8)), inv.Merge(), backprop=Budget(10**9))
+    x = torch.randn(4, 16)
+    with pytest.raises(ValueError, match="plan: some parameters have no shapes yet"):
+        net.plan(x)
+    step(net, x)
+    assert len(net.plan(x).rows) == 2
+
+
+def test_few_plans_are_remembered(monkeypatch):
+    monkeypatch.setattr(_budget, "MOST", 3)
+    net = dense(1, 4, 4, backprop=Budget(10**9))
+    for size in range(2, 8):
+        net(torch.randn(size, 8))
+        assert len(_budget._plans[net]) == min(size - 1, 3)

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parameter import is_lazy
 
 from invertible._compiled import compiled_call
 from invertible._range import nothing_read
@@ -26,25 +27,36 @@ __all__ = ["decisions", "planned"]
 
 Walk = Callable[[Any], Any]
 
-_plans: WeakKeyDictionary[nn.Module, dict[Any, list[Decision]]] = WeakKeyDictionary()
+MOST = 64
+"""Plans that are remembered for a network."""
+
+_plans: WeakKeyDictionary[nn.Module, dict[Any, tuple[list[Decision], list[nn.Module]]]] = WeakKeyDictionary()
 
 
 def decisions(
     net: Layer, strategy: Budget, walk: Walk, x: Value, method: str, condition: Value | None
 ) -> list[Decision]:
     """What the layers of a network do that compute something, in the order of computation."""
+    if any(map(is_lazy, net.parameters())):
+        return []  # the very first run is for their shapes
     known = _plans.setdefault(net, {})
-    key = (strategy, method, *_situation(net, x, condition))
+    situation, inside = _situation(net, x, condition)
+    key = (strategy, method, situation)
     if key not in known:
         counted = _Counted(net, strategy, walk, x, method)
         chosen = [option.choice for option in counted.chosen(strategy)]
-        known[key] = [decision for decision in chosen if decision.choice is not Choice.MOVE]
-    return known[key]
+        if len(known) == MOST:
+            known.pop(next(iter(known)))
+        # With the modules, or new ones might get their numbers.
+        known[key] = [decision for decision in chosen if decision.choice is not Choice.MOVE], inside
+    return known[key][0]
 
 
 def planned(net: Any, x: Value, condition: Value | None) -> Plan:
     """What a network's strategy keeps when ``x`` goes forward, and what that costs."""
     strategy: Strategy = net.backprop or Store()
+    if any(map(is_lazy, net.parameters())):
+        raise ValueError("plan: some parameters have no shapes yet. Run the network once.")
     if (isinstance(strategy, Recompute) and strategy.every > 1) or (
         isinstance(strategy, Reconstruct) and strategy.anchor_every is not None
     ):
@@ -97,8 +109,8 @@ class _Counted:
         return found
 
 
-def _situation(net: nn.Module, x: Value, condition: Value | None) -> tuple[Any, ...]:
-    """All that a plan depends on."""
+def _situation(net: nn.Module, x: Value, condition: Value | None) -> tuple[Any, list[nn.Module]]:
+    """All that a plan depends on, and the modules inside the network."""
     inputs = tuple(
         (t.shape, t.stride(), t.dtype, t.device, t.requires_grad)
         for t in leaves((x,) if condition is None else (x, condition))
@@ -109,12 +121,12 @@ def _situation(net: nn.Module, x: Value, condition: Value | None) -> tuple[Any, 
         (k, torch.get_autocast_dtype(k)) for k in sorted(kinds) if k != "meta" and torch.is_autocast_enabled(k)
     )
     parts: list[Any] = []
-    todo, seen = [net], set[nn.Module]()
+    todo, seen = [net], dict[nn.Module, None]()
     while todo:
         part = todo.pop()
         if part not in seen:
-            seen.add(part)
+            seen[part] = None
             todo += [child for child in children_of(part).values() if child is not None]
             trained = tuple(None if p is None else p.requires_grad for p in parameters_of(part).values())
             parts.append((id(part), part.training, compiled_call(part) is None, trained))
-    return inputs, autocast, tuple(parts), net.grid
+    return (inputs, autocast, tuple(parts), net.grid), [part for part in seen if part is not net]
