@@ -14,7 +14,7 @@ from ._random import draws
 from ._tracing import exporting, transformed
 from ._value import Value, detached_leaf, graph_leaves, is_channels_last, leaves, map_value
 
-__all__ = ["evaluate", "readable"]
+__all__ = ["evaluate", "is_plain", "readable"]
 
 
 def readable(function: nn.Module, x: Tensor) -> Tensor:
@@ -42,13 +42,13 @@ def evaluate(function: nn.Module, x: Tensor, condition: Value | None, *, exactly
     twice at once, for of one alone many kernels make other bits than of the same one among several.
     """
     single = exactly and not transformed() and condition is None and x.ndim and len(x) == 1
-    if single and _is_plain(function) and _leaves_samples_alone(function):
+    if single and is_plain(function) and _leaves_samples_alone(function):
         result = evaluate(function, torch.cat((x, x)), None, exactly=True)
         return result[:1] if isinstance(result, Tensor) and result.ndim else result
     options = {} if condition is None else {"condition": condition}
     if not (exactly or is_compiled(function)) or transformed():
         return function(x, **options)
-    if not torch.is_grad_enabled() and x.device.type == "cpu" and condition is None and _is_plain(function):
+    if not torch.is_grad_enabled() and x.device.type == "cpu" and condition is None and is_plain(function):
         with _uncached_autocast("cpu"):
             return function(plain_layout(x))  # with gradients it would make the same bits and keep all in between
     parts: list[Any] = [x, *leaves(cast("Value", condition))]
@@ -98,7 +98,7 @@ _PLAIN = {
 """Files of ``torch.nn.modules`` whose layers run the same kernels with and without gradients."""
 
 
-def _is_plain(function: nn.Module) -> bool:
+def is_plain(function: nn.Module) -> bool:
     """Whether a function is made of such layers alone, and nothing else is called by any of them."""
     for part in function.modules():
         package, _, file = (getattr(type(part).forward, "__module__", None) or "").rpartition(".")

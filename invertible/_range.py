@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-__all__ = ["handed", "is_handed", "note", "nothing_read", "taken_down"]
+__all__ = ["handed", "is_handed", "is_unread", "note", "nothing_read", "taken_down"]
 
 
 class _Run(threading.local):
@@ -40,6 +40,11 @@ def taken_down() -> Generator[list[Tensor]]:
         yield peaks
     finally:
         _run.peaks = before
+
+
+def is_unread() -> bool:
+    """Whether tensors have no data now."""
+    return _run.unread
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import invertible as inv
 from invertible import Budget, Coupling, Inverse, Recompute, Reconstruct, Sequential, Store
@@ -170,7 +171,7 @@ def test_bytes_are_those_counted(strategy, grid):
 
 @pytest.mark.parametrize("grid", [None, "exact"])
 def test_ten_budgets_are_kept(grid):
-    net, x = dense(12, grid=grid), torch.randn(128, 512)
+    net, x = dense(8, grid=grid), torch.randn(128, 512)
     net.backprop = Store()
     plan = net.plan(x)
     works = []
@@ -237,7 +238,7 @@ def test_any_choices_give_the_gradients_of_store(data):
     chosen = data.draw(st.lists(decision, min_size=12, max_size=12), label="choices")
     net.backprop = Budget(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_budget, "decisions", lambda *_: chosen)
+        patch.setattr(_budget, "decisions", lambda net, *_: among(net, chosen))
         found, _ = outcome(net, x, condition, method=method)
     assert_same(found, expected, 1e-9)
 
@@ -261,6 +262,13 @@ def test_gradients_on_a_grid_are_the_same_bits(autocast):
         found, _ = outcome(net, x, autocast=context())
         assert_same(found, expected, 0)
     assert {"store", "reconstruct"} < seen
+
+
+def among(net, choices):
+    """Decisions for the layers of a network as they come, containers left out."""
+    inside = [part for part in net.modules() if isinstance(part, inv.InvertibleModule)]
+    layers = [part for part in inside if not isinstance(part, (Sequential, inv.Parallel, Inverse))]
+    return list(zip(layers * (len(layers) + 2), itertools.cycle(choices), strict=False))
 
 
 # Products
@@ -299,7 +307,7 @@ def with_products(net, x, products):
     net.backprop = Budget(1)
     decision = Decision(Choice.RECONSTRUCT, products)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_budget, "decisions", lambda *_: [decision] * 20)
+        patch.setattr(_budget, "decisions", lambda net, *_: among(net, [decision] * 20))
         found, _ = outcome(net, x)
         return products_in(lambda: step(copy.deepcopy(net), x)), found
 
@@ -394,16 +402,16 @@ def test_every_process_plans_the_same():
         "import json, torch, zoo, invertible as inv\n"
         "torch.manual_seed(int(__import__('sys').argv[1]))\n"
         "with torch.device('meta'):\n"
-        "    body = zoo.irevnet_b().body\n"
-        "body.backprop = inv.Budget(2 * 2**30)\n"
-        "plan = body.plan(torch.empty(8, 3, 224, 224, device='meta'))\n"
+        "    body = zoo.irevnet_small().body\n"
+        "body.backprop = inv.Budget(1_400_000)\n"
+        "plan = body.plan(torch.empty(8, 3, 32, 32, device='meta'))\n"
         "print(json.dumps([plan.peak, plan.work, [(row.layer, row.what, row.bytes) for row in plan.rows]]))"
     )
     pipe = subprocess.PIPE
     both = [subprocess.Popen([sys.executable, "-c", code, str(i)], stdout=pipe, text=True) for i in (1, 2)]
     first, second = (json.loads(each.communicate()[0]) for each in both)
     assert first == second
-    assert first[0] <= 2 * 2**30
+    assert first[0] <= 1_400_000
     assert len({what for _, what, _ in first[2]}) > 1
 
 
@@ -414,7 +422,7 @@ def test_an_impossible_budget_is_refused_with_the_smallest_possible():
     net, x = dense(4), torch.randn(8, 512)
     net.backprop = Budget(1000)
     with pytest.raises(
-        ValueError, match=r"^Budget: Sequential needs \d+ bytes at least for this input, got 1000\.$"
+        ValueError, match=r"^Budget: Sequential needs \d+ bytes at least for this input, got 1000\. Take"
     ) as e:
         net(x)
     least = int(str(e.value).split()[3])
@@ -443,10 +451,13 @@ def test_bad_budgets(make, error, words):
 def test_an_inner_strategy_is_refused():
     inner = Sequential(Coupling(Dense(256, 8)), backprop=Store())
     net = Sequential(inv.Split(), inner, inv.Merge(), backprop=Budget(10**9))
-    with pytest.raises(ValueError, match=r"Budget: a container inside must .* got Store\(\) in layer '1'"):
+    with pytest.raises(ValueError, match=r"Budget: a container inside must .* got Store\(\)"):
         net(torch.randn(4, 512))
     inner.backprop = net.backprop
     step(net, torch.randn(4, 512))
+    inner.backprop = Recompute()
+    with pytest.raises(ValueError, match="Budget: a container inside must"):
+        net(torch.randn(4, 512))
 
 
 @pytest.mark.parametrize("strategy", [Recompute(every=2), Reconstruct(anchor_every=3)])
@@ -526,3 +537,162 @@ def test_few_plans_are_remembered(monkeypatch):
     for size in range(2, 8):
         net(torch.randn(size, 8))
         assert len(_budget._plans[net]) == min(size - 1, 3)
+
+
+# What a review found
+
+
+class Encoder(nn.Module):
+    """Without gradients torch runs another kernel for it."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(width, 2, width, 0.0, batch_first=True)
+        self.last = nn.Linear(width, width)
+
+    def forward(self, x):
+        return self.last(self.layer(x.transpose(1, 2))).transpose(1, 2)
+
+
+class Composed(nn.Module):
+    """Couplings inside a coupling."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.inner = dense(2, width // 2, width)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class Remembers(nn.Module):
+    """Computes once what it needs again, and counts."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.scale, self.seen, self.calls, self.fixed = None, {}, 0, torch.tensor(0.5)
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x):
+        self.calls += 1
+        if self.scale is None:
+            self.scale = torch.linspace(0, 1, x.shape[1])
+        if x.shape not in self.seen:
+            self.seen[x.shape] = torch.ones(x.shape[1])
+        return self.linear(x * self.scale * self.seen[x.shape] * self.fixed)
+
+
+def budgets_of(net, x, **options):
+    net.backprop = Store()
+    plan = net.plan(x, **options)
+    return [plan.least + i * (plan.most - plan.least) // 5 + 64 for i in range(6)]
+
+
+@pytest.mark.parametrize("make", [Encoder, Composed])
+def test_products_are_kept_only_where_they_are_the_same_without_gradients(make):
+    torch.manual_seed(0)
+    net = Sequential(inv.Split(), *(Coupling(make(32)) for _ in range(3)), inv.Merge(), grid="exact").eval()
+    x = torch.randn(2, 64, 8) if make is Encoder else torch.randn(32, 64)
+    expected, _ = outcome(net, x)
+    for budget in budgets_of(net, x.clone().requires_grad_())[::2]:
+        net.backprop = Budget(budget)
+        assert not any(row.products for row in net.plan(x).rows)
+        assert_same(outcome(net, x)[0], expected, 0)
+
+
+def test_what_functions_remember_is_not_from_planning():
+    net, x = Sequential(inv.Split(), *(Coupling(Remembers(4)) for _ in range(3)), inv.Merge()), torch.randn(2, 8)
+    net.plan(x)
+    for part in net.modules():
+        if isinstance(part, Remembers):
+            assert part.scale is None
+            assert (part.seen, part.calls) == ({}, 0)
+    expected, _ = outcome(net, x)
+    net.backprop = Budget(10**6)
+    assert_same(outcome(net, x)[0], expected)
+
+
+def bare(depth, width, hidden):
+    return [
+        Coupling(nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))) for _ in range(depth)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["large weights", "autocast", "grid", "tied", "split again"])
+def test_bytes_of_parameters_are_counted_where_they_matter(kind):
+    torch.manual_seed(0)
+    layers = bare(4, 256, 512)
+    if kind == "tied":
+        layers = layers[:1] * 5
+    if kind == "split again":
+        layers = [
+            part for layer in bare(4, 64, 16) for part in (layer, inv.Merge(), inv.Permute.reversed(128), inv.Split())
+        ]
+    net = Sequential(inv.Split(), *layers, inv.Merge(), grid="exact" if kind == "grid" else None)
+    x = torch.randn(256 if kind == "split again" else 16, 2 * (64 if kind == "split again" else 256))
+
+    def context():
+        return torch.autocast("cpu", torch.bfloat16) if kind == "autocast" else nullcontext()
+
+    with context():
+        budgets = budgets_of(net, x)
+    for budget in (budgets[0], budgets[3], budgets[5]):
+        net.backprop = Budget(budget, Reconstruct(on_drift="record"))
+        with context():
+            plan = net.plan(x)
+        peak = counted_peak(net, x, context)
+        assert peak <= 1.1 * budget, (budget, peak)
+        if kind != "split again":  # there a gradient's view keeps another layer's
+            assert plan.peak == pytest.approx(peak, rel=0.3), budget
+
+
+def test_layers_that_turn_out_to_be_untrained_shift_no_choice():
+    torch.manual_seed(0)
+    frozen = (
+        Sequential(Coupling(nn.Linear(4, 4))) if False else inv.Parallel(inv.Identity(), Sequential(inv.Identity()))
+    )
+    net = Sequential(inv.Split(), *bare(1, 8, 8), frozen, *bare(3, 8, 32), inv.Merge())
+    net.backprop = Budget(10**6)
+    x = torch.randn(4, 16)
+    net(x)
+    chosen, _ = next(iter(_budget._plans[net].values()))
+    assert [layer for layer, _ in chosen] == [part for part in net if isinstance(part, Coupling)]
+
+
+def test_changes_are_planned_anew():
+    net, x = Sequential(inv.Split(), *bare(3, 8, 8), inv.Merge(), backprop=Budget(10**6)), torch.randn(64, 16)
+    net(x)
+    net[1].function[0] = nn.Linear(8, 999)
+    net[1].function[2] = nn.Linear(999, 8)
+    net.backprop = Budget(net.plan(x).least)
+    assert counted_peak(net, x) <= 1.1 * net.backprop.bytes
+    net[2].function[0].weight = nn.Parameter(torch.randn(2000, 8))
+    net[2].function[0].bias = None
+    net[2].function[2] = nn.Linear(2000, 8)
+    with pytest.raises(ValueError, match=r"bytes at least .* Take a smaller batch"):
+        net(x)
+
+
+def test_odd_functions_and_surroundings():
+    torch.manual_seed(0)
+    odd = [
+        nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4)), nn.Tanh()),
+        nn.Sequential(nn.BatchNorm1d(4, momentum=None), nn.Linear(4, 4)),
+        Sequential(inv.Split(), Coupling(nn.Linear(2, 2)), inv.Merge(), backprop=Recompute()),
+    ]
+    x = torch.randn(8, 8)
+    for function_ in odd:
+        net = Sequential(inv.Split(), Coupling(function_), Coupling(copy.deepcopy(function_)), inv.Merge())
+        expected, _ = outcome(net, x)
+        for budget in budgets_of(net, x.clone().requires_grad_())[::2]:
+            net.backprop = Budget(budget)
+            assert_same(outcome(net, x)[0], expected, 1e-4)
+    net = dense(2, 8, 8)
+    with torch.autograd.set_detect_anomaly(True):
+        assert net.plan(torch.randn(4, 16)).peak > 0
+    with torch.inference_mode():
+        assert net.plan(torch.randn(4, 16)).peak > 0
+    with FlopCounterMode(display=False) as counter:
+        net.backprop = Budget(10**6)
+        net(torch.randn(4, 16))
+    assert counter.get_total_flops() == 2 * 2 * 2 * 4 * 8 * 8

@@ -1,6 +1,7 @@
 """Plans what each layer of a network keeps, once for each kind of input."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,7 +20,7 @@ from ._chain import Layer
 from ._counting import storage_of
 from ._knapsack import Option, cheapest, kept_by, least_peak, peak_of
 from ._planner import Planner
-from ._torch import children_of, parameters_of
+from ._torch import buffers_of, children_of, parameters_of, without_global_hooks, without_modes
 from .plan import Choice, Decision, Plan, PlanRow
 from .strategies import Budget, Recompute, Reconstruct, Store, Strategy
 
@@ -27,15 +28,15 @@ __all__ = ["decisions", "planned"]
 
 Walk = Callable[[Any], Any]
 
+Decisions = list[tuple[Layer, Decision]]
+
 MOST = 64
 """Plans that are remembered for a network."""
 
-_plans: WeakKeyDictionary[nn.Module, dict[Any, tuple[list[Decision], list[nn.Module]]]] = WeakKeyDictionary()
+_plans: WeakKeyDictionary[nn.Module, dict[Any, tuple[Decisions, list[nn.Module]]]] = WeakKeyDictionary()
 
 
-def decisions(
-    net: Layer, strategy: Budget, walk: Walk, x: Value, method: str, condition: Value | None
-) -> list[Decision]:
+def decisions(net: Layer, strategy: Budget, walk: Walk, x: Value, method: str, condition: Value | None) -> Decisions:
     """What the layers of a network do that compute something, in the order of computation."""
     if any(map(is_lazy, net.parameters())):
         return []  # the very first run is for their shapes
@@ -44,11 +45,11 @@ def decisions(
     key = (strategy, method, situation)
     if key not in known:
         counted = _Counted(net, strategy, walk, x, method)
-        chosen = [option.choice for option in counted.chosen(strategy)]
+        chosen = [(layer, o.choice) for layer, o in zip(counted.layers, counted.chosen(strategy), strict=True)]
         if len(known) == MOST:
             known.pop(next(iter(known)))
         # With the modules, or new ones might get their numbers.
-        known[key] = [decision for decision in chosen if decision.choice is not Choice.MOVE], inside
+        known[key] = [each for each in chosen if each[1].choice is not Choice.MOVE], inside
     return known[key][0]
 
 
@@ -86,12 +87,24 @@ class _Counted:
 
     def __init__(self, net: Layer, strategy: Strategy, walk: Walk, x: Value, method: str) -> None:
         planner = Planner(net, strategy)
-        with planner.quiet(), FakeTensorMode(), nothing_read(), torch.enable_grad(), running(planner, net):
+        with ExitStack() as stack:
+            stack.enter_context(without_modes())
+            stack.enter_context(without_global_hooks())
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.autograd.set_detect_anomaly(False))
+            for kind in _kinds_of(x):  # casts that are remembered would be missing where they are made again
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False))
+            stack.enter_context(planner.quiet())
+            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            stack.enter_context(nothing_read())
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(running(planner, net))
             result = walk(planner.enter(x, given=net.grid is None))
         outputs = {storage_of(t) for t in leaves(result[0] if method.endswith("log_det") else result)}
         self.net = net
-        self.names, self.stages, self.work = planner.names, planner.stages, planner.work
-        self.fixed = sum(planner.sizes.get(storage, 0) for storage in outputs)
+        self.names, self.layers, self.stages, self.work = planner.names, planner.layers, planner.stages, planner.work
+        self.fixed = sum(planner.sizes.get(storage, 0) for storage in outputs) + planner.shared()
         """The output is there as long as the loss needs it."""
         self.sizes = planner.sizes | dict.fromkeys(outputs, 0)
 
@@ -104,9 +117,15 @@ class _Counted:
         if found is None:
             least = least_peak(self.stages, self.sizes, fixed=self.fixed)
             raise ValueError(
-                f"Budget: {type(self.net).__name__} needs {least} bytes at least for this input, got {strategy.bytes}."
+                f"Budget: {type(self.net).__name__} needs {least} bytes at least for this input, got {strategy.bytes}. "
+                "Take a smaller batch or a larger budget; net.plan(x) says what needs it."
             )
         return found
+
+
+def _kinds_of(x: Value) -> list[str]:
+    """Of the devices at work, for autocast."""
+    return sorted({"cpu", *(t.device.type for t in leaves(x))} - {"meta"})
 
 
 def _situation(net: nn.Module, x: Value, condition: Value | None) -> tuple[Any, list[nn.Module]]:
@@ -116,10 +135,8 @@ def _situation(net: nn.Module, x: Value, condition: Value | None) -> tuple[Any, 
         for t in leaves((x,) if condition is None else (x, condition))
         if isinstance(t, Tensor)  # pyright: ignore[reportUnnecessaryIsInstance] (a condition may hold anything)
     )
-    kinds = {"cpu", *(spec[3].type for spec in inputs)}
-    autocast = tuple(
-        (k, torch.get_autocast_dtype(k)) for k in sorted(kinds) if k != "meta" and torch.is_autocast_enabled(k)
-    )
+    others = repr([t for t in leaves(condition) if not isinstance(t, Tensor)]) if condition is not None else ""  # pyright: ignore[reportUnnecessaryIsInstance]
+    autocast = tuple((k, torch.get_autocast_dtype(k)) for k in _kinds_of(x) if torch.is_autocast_enabled(k))
     parts: list[Any] = []
     todo, seen = [net], dict[nn.Module, None]()
     while todo:
@@ -127,6 +144,9 @@ def _situation(net: nn.Module, x: Value, condition: Value | None) -> tuple[Any, 
         if part not in seen:
             seen[part] = None
             todo += [child for child in children_of(part).values() if child is not None]
-            trained = tuple(None if p is None else p.requires_grad for p in parameters_of(part).values())
-            parts.append((id(part), part.training, compiled_call(part) is None, trained))
-    return (inputs, autocast, tuple(parts), net.grid), [part for part in seen if part is not net]
+            held = tuple(
+                None if t is None else (t.shape, t.dtype, t.device, t.requires_grad)
+                for t in (*parameters_of(part).values(), *buffers_of(part).values())
+            )
+            parts.append((id(part), part.training, compiled_call(part) is None, held))
+    return (inputs, others, autocast, tuple(parts), net.grid), [part for part in seen if part is not net]

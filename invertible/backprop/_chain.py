@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from invertible import _check
 from invertible._buffers import buffers_moving
 from invertible._products import Keeper
+from invertible._range import is_unread
 from invertible._running import engine_of, running
 from invertible._tracing import exporting
 from invertible._value import leaves
@@ -22,7 +23,7 @@ from invertible.module import Exactness, InvertibleModule
 from ._drift import Checksum, DriftWarning, Probes, report
 from ._node import Cell, Node, Seed, Step, form_of, rebuilt
 from ._replay import Replay, Survey
-from ._rules import opposite, rule_of
+from ._rules import has_products, opposite, rule_of
 from ._torch import tape_serves
 from .plan import Choice, Decision
 from .strategies import Budget, Recompute, Reconstruct, Store, Strategy
@@ -51,7 +52,7 @@ def run(
         from ._uncompiled import run_uncompiled  # imports the compiler, which is slow
 
         return run_uncompiled(net, strategy, walk, x, method, condition)
-    if isinstance(strategy, Store) or not tape_serves():
+    if isinstance(strategy, Store) or not tape_serves() or is_unread():
         with running(None) if outer is not None else nullcontext():
             return walk(x)
     return run_chain(net, strategy, walk, x, method, condition)
@@ -63,7 +64,7 @@ def run_chain(net: Layer, strategy: Strategy, walk: Callable[[Any], Any], x: Any
     if isinstance(strategy, Budget):
         from ._budget import decisions  # imports what counts, which is slow
 
-        chain.decisions = iter(decisions(net, strategy, walk, x, method, condition))
+        chain.decisions = decisions(net, strategy, walk, x, method, condition)
     with running(chain, net):
         result = walk(x)
     if method.endswith("log_det"):
@@ -100,8 +101,9 @@ class Chain:
         self.strategy = strategy
         """What a container inside must have, to be part of the chain."""
         self.every = strategy.every if isinstance(strategy, Recompute) else 1
-        self.decisions: Iterator[Decision] = iter(())
+        self.decisions: Sequence[tuple[Layer, Decision]] = ()
         """Those of a plan, for the layers in the order of computation."""
+        self._decided = 0
         reconstruct = strategy.reconstruct if isinstance(strategy, Budget) else strategy
         self._reconstruct = reconstruct if isinstance(reconstruct, Reconstruct) else None
         self._links: dict[int, _Link] = {}
@@ -122,6 +124,9 @@ class Chain:
 
     def refuse_inner(self, net: Layer, strategy: Strategy) -> None:
         """Raises, if a container inside must not have a strategy of its own."""
+        if isinstance(self.strategy, Budget):
+            rule = "a container inside must take the strategy of the one around it (backprop=None)"
+            raise ValueError(f"Budget: {rule}, got {strategy}.")  # noqa: TRY004 (a value that does not fit here)
 
     def finish(self, value: Any) -> Any:
         """Keeps the output, and what no layer has taken: a hook or another strategy has put something in its place."""
@@ -158,7 +163,7 @@ class Chain:
                 result = call(value, condition)
             self._remember(first, leaves(result[0] if method.endswith("log_det") else result), fresh_after)
             return result
-        decision = None if free else next(self.decisions, None)
+        decision = None if free else self._decision(first)
         if decision is not None and decision.choice is Choice.STORE:
             with running(None):
                 result = call(rebuilt(form_of(value), iter(_sealed(tensors, links))), condition)
@@ -184,7 +189,7 @@ class Chain:
                     self._warn_of_narrow(first, tensors)
                 if not fresh or first.grid is not None:  # on a grid zeros come back as zeros
                     self._reconstruct_input(step, first, method, tensors, self._reconstruct)
-        if decision is not None and decision.products and step.rule is not None:
+        if decision is not None and decision.products and step.rule is not None and has_products(first):
             step.keeper = Keeper(frozenset(decision.products))
         outputs = self._apply(step, tensors, conditions)
         count = len(step.shapes)
@@ -193,6 +198,14 @@ class Chain:
         self._remember(first, outputs[:count], fresh_after, step.out_cells)
         result = rebuilt(step.output, iter(outputs))
         return (result, outputs[count]) if step.log_det else result
+
+    def _decision(self, layer: Layer) -> Decision | None:
+        """The next one for this layer: others may have had nothing to train, after all."""
+        for i in range(self._decided, len(self.decisions)):
+            if self.decisions[i][0] is layer:
+                self._decided = i + 1
+                return self.decisions[i][1]
+        return None
 
     def _apply(self, step: Step, tensors: Sequence[Tensor], conditions: Sequence[Tensor]) -> Sequence[Tensor]:
         return Node.apply(step, *tensors, *conditions, *step.parameters)

@@ -1,6 +1,7 @@
 """What one kind of layer allocates and computes, found by running it in each way on tensors without data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from invertible._value import detached_leaf
 from ._counting import Lister, Watch, storage_of
 from ._drift import Checksum, Probes
 from ._node import Cell, Step, rebuilt
+from ._rules import has_products
 from .plan import Choice, Decision
 
 __all__ = ["Kind", "measured"]
@@ -81,7 +83,8 @@ def measured(step: Step, tensors: Sequence[Tensor], conditions: Sequence[Tensor]
         with watched(lister):
             outputs = step.accept(step.run(value, condition))
         forward, work = watch.peak, watch.work
-    products = [] if compiled or lister.written() else lister.found
+    usable = not compiled and not lister.written() and has_products(cast("Any", step.layers[0]))
+    products = lister.found if usable else []
     del lister
     tracked = any(t.requires_grad for t in (*tensors, *conditions)) or bool(step.parameters)
     described = _described(outputs, tensors, tracked=tracked)
@@ -127,10 +130,26 @@ def _stored(step: Step, tensors: Sequence[Tensor], conditions: Sequence[Tensor])
         grads = [torch.empty_like(t, requires_grad=False) for t in trained]
         wanted = [*(t for t in given if t.requires_grad), *step.parameters]
         del outputs, trained
-        watch.forget_peak()
-        if edges:
-            torch.autograd.grad(edges, wanted, grads, allow_unused=True)
-    return Way(Decision(Choice.STORE), 0, inside, frozenset(kept), forward, watch.peak)
+        # A parameter's gradient is added to what is there and freed, before the next one is made.
+        with _gradients_there(step.parameters) as there:
+            watch.forget_peak()
+            if edges:
+                torch.autograd.backward(edges, grads, inputs=wanted)
+        backward = watch.peak - there
+    return Way(Decision(Choice.STORE), 0, inside, frozenset(kept), forward, backward)
+
+
+@contextmanager
+def _gradients_there(parameters: Sequence[Tensor]) -> Generator[int]:
+    """Gives parameters gradients to be added to, and yields their bytes."""
+    before = [p.grad for p in parameters]
+    try:
+        for p in parameters:
+            p.grad = torch.empty_like(p, requires_grad=False)
+        yield sum(p.grad.untyped_storage().nbytes() for p in parameters if p.grad is not None)
+    finally:
+        for p, grad in zip(parameters, before, strict=True):
+            p.grad = grad
 
 
 def _replayed(

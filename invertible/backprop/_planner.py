@@ -1,5 +1,7 @@
 """Walks through a network on tensors without data and takes down what each layer could keep, and what that costs."""
 
+import copy
+from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -7,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from invertible._buffers import one_at_a_time
 from invertible._compiled import is_compiled
@@ -33,15 +36,17 @@ class Planner(Chain):
         self._reconstruct = self._reconstruct or Reconstruct()
         self.every = 1
         self.names: list[str] = []
+        self.layers: list[Any] = []
         self.stages: list[Stage] = []
         self.sizes: dict[int, int] = {}
         self.work = 0
         """Of a forward pass."""
         self._fakes: dict[int, Tensor] = {}
         self._kinds: dict[Any, Kind] = {}
+        self._uses: Counter[int] = Counter()
         self._held: list[Tensor] = []  # or others would get their numbers
         self._paths = {id(part): path for path, part in net.named_modules()}
-        self._path, self._look = "", None
+        self._path, self._look, self._layer = "", None, net
         self._compiled: set[nn.Module] = set()
         self._warned = True  # by the chain that runs
 
@@ -60,32 +65,31 @@ class Planner(Chain):
                 self.sizes[storage] = 0
         return made
 
-    def refuse_inner(self, net: nn.Module, strategy: Strategy) -> None:
-        raise ValueError(
-            f"Budget: a container inside must take the strategy of the one around it (backprop=None), got {strategy} "
-            f"in layer {self._paths[id(net)]!r}, whose bytes can't be planned."
-        )
-
     @contextmanager
     def quiet(self) -> Generator[None]:
         """Lets no hook fire, nor compiled code run, while tensors have no data."""
         with one_at_a_time:
             parts = list(self.net.modules())
-            true = [{key: part.__dict__[key] for key in (*_HOOKS, _COMPILED) if key in part.__dict__} for part in parts]
+            true = [dict(part.__dict__) for part in parts]
             self._compiled = {part for part in parts if is_compiled(part)}
             try:
                 for part, before in zip(parts, true, strict=True):
-                    part.__dict__.update({key: type(before[key])() for key in before if key != _COMPILED})
+                    for key, value in before.items():  # what functions take down for later has no data: not in these
+                        if key in _HOOKS:
+                            part.__dict__[key] = type(value)()
+                        elif type(value) in {dict, list, set} and key not in _HELD:
+                            part.__dict__[key] = copy.copy(value)
                     part.__dict__.pop(_COMPILED, None)
                 yield
             finally:
                 for part, before in zip(parts, true, strict=True):
+                    part.__dict__.clear()
                     part.__dict__.update(before)
 
     def _run(
         self, layers: Sequence[Any], method: str, call: Any, value: Any, condition: Any, *, called: Any = None
     ) -> Any:
-        layer = layers[0]
+        layer = self._layer = layers[0]
         self._path = self._paths[id(layer)]
         self._look = (_look(layer), method)
         with self._without_data(layer):
@@ -103,14 +107,15 @@ class Planner(Chain):
     def _apply(self, step: Step, tensors: Sequence[Tensor], conditions: Sequence[Tensor]) -> Sequence[Tensor]:
         if step.rule is not None and step.replay.survey.random and not step.repeats_random:
             step.rule = None
+        self._uses.update(id(p) for p in step.parameters)
         compiled = any(part in self._compiled for part in step.layers[0].modules())
         key = (
             self._look,
             compiled,
             step.rule is None,
             step.adjoint is None,
-            step.value,
-            step.condition,
+            _plain(step.value),
+            _plain(step.condition),
             _specs(tensors),
             _specs(conditions),
         )
@@ -149,6 +154,7 @@ class Planner(Chain):
         if kind.views and moves:
             self._allow_for_views()
         self.names.append(self._path)
+        self.layers.append(self._layer)
         self.work += kind.work
 
     def _allow_for_views(self) -> None:
@@ -161,6 +167,12 @@ class Planner(Chain):
             options = [replace(o, backward=o.backward + extra) for o in self.stages[i].options]
             self.stages[i] = replace(self.stages[i], options=options)
 
+    def shared(self) -> int:
+        """Bytes of the gradients that wait to be summed, of parameters that several layers use, and of one sum."""
+        held = {id(fake): fake for fake in self._fakes.values()}
+        sizes = [held[i].untyped_storage().nbytes() for i, count in self._uses.items() if count > 1]
+        return sum(sizes) + max(sizes, default=0)
+
     def _know(self, t: Tensor) -> tuple[int, int]:
         """The numbers of a tensor and of its storage."""
         storage = storage_of(t)
@@ -172,6 +184,10 @@ class Planner(Chain):
     def _fake(self, t: Any, device: torch.device | None = None) -> Any:
         if not isinstance(t, Tensor):
             return t
+        if id(t) not in self._fakes and t.numel() == 1 and not t.is_floating_point() and not t.is_meta:
+            with unset_fake_temporarily(), torch.no_grad():
+                self._fakes[id(t)] = t.clone()  # a count that is read
+            self._held.append(t)
         if id(t) not in self._fakes:
             with torch.no_grad():
                 fake = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device or t.device)
@@ -203,6 +219,7 @@ _HOOKS = (
     "_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks",
 )  # fmt: skip
 _COMPILED = "_compiled_call_impl"
+_HELD = ("_parameters", "_buffers", "_modules")
 
 
 def _specs(tensors: Iterable[Tensor]) -> tuple[Any, ...]:

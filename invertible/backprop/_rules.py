@@ -7,13 +7,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from invertible._function import is_plain
 from invertible._running import METHODS
 from invertible._value import detached_leaf, map_value
 from invertible.module import InvertibleModule
 
 from ._node import Derivation, Rule, Step
 
-__all__ = ["opposite", "rule_of"]
+__all__ = ["has_products", "opposite", "rule_of"]
 
 _OPPOSITE = {
     "forward": "inverse",
@@ -35,6 +36,12 @@ def rule_of(layer: InvertibleModule[Any, Any], method: str) -> tuple[Rule, bool]
         # What is inside and invertible, such as a coupling's S, runs backwards in the rule.
         return _fused(layer, method), not any(getattr(part, "stochastic", False) for part in layer.children())
     return _generic(opposite(layer, method)), False
+
+
+def has_products(layer: InvertibleModule[Any, Any]) -> bool:
+    """Whether products inside a layer can be kept: its function must compute the same with gradients and without."""
+    functions = cast("Any", layer)._functions()
+    return _has_own_rule(type(layer)) and len(functions) == 1 and is_plain(functions[0])
 
 
 @functools.cache

@@ -4,13 +4,14 @@
 # pyright: reportPrivateImportUsage=false, reportUnknownArgumentType=false
 
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import _disable_current_modes
 
 from invertible._tracing import transformed
 
@@ -27,6 +28,8 @@ __all__ = [
     "parametrizations_cached",
     "sharded_modules",
     "tape_serves",
+    "without_global_hooks",
+    "without_modes",
 ]
 
 
@@ -59,6 +62,26 @@ def tape_serves() -> bool:
     return (
         torch.is_grad_enabled() and not transformed() and not torch.jit.is_tracing() and not parametrizations_cached()
     )
+
+
+@contextmanager
+def without_global_hooks() -> Generator[None]:
+    """Lets no hook that was registered for all modules fire in the calls inside."""
+    kinds = ("forward_pre_hooks", "forward_hooks", "backward_pre_hooks", "backward_hooks")
+    every: list[dict[Any, Any]] = [getattr(nn.modules.module, f"_global_{kind}") for kind in kinds]
+    before = [dict(hooks) for hooks in every]
+    try:
+        for hooks in every:
+            hooks.clear()
+        yield
+    finally:
+        for hooks, true in zip(every, before, strict=True):
+            hooks.update(true)
+
+
+def without_modes() -> AbstractContextManager[Any]:
+    """Lets no mode around, such as a counter of operations, see the calls inside."""
+    return _disable_current_modes()
 
 
 def compiler_stance() -> Any:
