@@ -169,7 +169,7 @@ def test_bytes_are_those_counted(strategy, grid):
     assert plan.least <= plan.peak <= plan.most * 1.001
 
 
-@pytest.mark.parametrize("grid", [None, "exact"])
+@pytest.mark.parametrize("grid", [None, pytest.param("exact", marks=pytest.mark.slow)])
 def test_ten_budgets_are_kept(grid):
     net, x = dense(8, grid=grid), torch.randn(128, 512)
     net.backprop = Store()
@@ -397,6 +397,7 @@ def test_a_new_situation_is_planned_anew(monkeypatch):
     assert len(made) == len(changes)
 
 
+@pytest.mark.slow
 def test_every_process_plans_the_same():
     code = (
         "import json, torch, zoo, invertible as inv\n"
@@ -588,7 +589,7 @@ def budgets_of(net, x, **options):
     return [plan.least + i * (plan.most - plan.least) // 5 + 64 for i in range(6)]
 
 
-@pytest.mark.parametrize("make", [Encoder, Composed])
+@pytest.mark.parametrize("make", [pytest.param(Encoder, marks=pytest.mark.slow), Composed])
 def test_products_are_kept_only_where_they_are_the_same_without_gradients(make):
     torch.manual_seed(0)
     net = Sequential(inv.Split(), *(Coupling(make(32)) for _ in range(3)), inv.Merge(), grid="exact").eval()
