@@ -24,7 +24,6 @@ from invertible.backprop.plan import Decision
 from invertible.testing import measure_memory
 from tests.networks import METHODS, UsersAffine, assert_same, draw_network, function, outcome
 
-
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 
 
