@@ -9,21 +9,18 @@ writes every number to runs/benchmarks/backprop-TIME.json.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.backprop_checks import CHECKS, run_all
 from benchmarks.contenders import CONTENDERS, count_evaluations, workload
 from benchmarks.interleaved import Contender, interval, rounds, serve
+from benchmarks.report import console_of, keep
 from invertible.testing import measure_memory
 
 DEPTH = 16
@@ -131,9 +128,7 @@ def main() -> None:
     if options.serve:
         serve_contender(*options.serve)
         return
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
+    console = console_of(160)
     results: dict[str, Any] = {}
     for which in options.workloads:
         print(which, file=sys.stderr)
@@ -149,11 +144,7 @@ def main() -> None:
     for title in CHECKS:
         answers.add_row(title, *(checks[name][title] for name in columns))
     console.print(answers)
-    path = Path("runs/benchmarks") / f"backprop-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"torch": torch.__version__, "machine": platform.processor() or platform.machine(), "argv": sys.argv[1:]}
-    path.write_text(json.dumps({**about, "date": time.strftime("%Y-%m-%d"), "results": results, "checks": checks}))
-    console.print(f"every number is in {path}", highlight=False)
+    keep(console, "backprop", results=results, checks=checks)
 
 
 if __name__ == "__main__":

@@ -11,21 +11,18 @@ writes every number to runs/benchmarks/budget-TIME.json.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 import zoo
 from benchmarks.interleaved import Contender, interval, rounds, serve
+from benchmarks.report import console_of, keep
 from invertible import Budget, Coupling, Merge, Sequential, Split, Store
 from invertible.testing import measure_memory
 
@@ -120,9 +117,7 @@ def main() -> None:
     if options.serve:
         serve_contender(*options.serve)
         return
-    console = Console()
-    if not console.is_terminal:
-        console.width = 130
+    console = console_of(130)
     results: dict[str, Any] = {}
     for which in options.workloads:
         print(which, file=sys.stderr)
@@ -142,11 +137,7 @@ def main() -> None:
                 f"{row['ratio'][0] / row['bound']:.2f}",
             )
         console.print(table)
-    path = Path("runs/benchmarks") / f"budget-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"torch": torch.__version__, "machine": platform.processor() or platform.machine(), "argv": sys.argv[1:]}
-    path.write_text(json.dumps({**about, "date": time.strftime("%Y-%m-%d"), "results": results}))
-    console.print(f"every number is in {path}", highlight=False)
+    keep(console, "budget", results=results)
 
 
 if __name__ == "__main__":

@@ -10,22 +10,18 @@ runs/benchmarks/epsilon-TIME.json.
 """
 
 import argparse
-import json
-import platform
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib import cbook
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from benchmarks.report import console_of, keep
 from benchmarks.roundtrip import MODES, build
 from zoo.inversion import InversionError, relative_errors
 
@@ -87,9 +83,7 @@ def main() -> None:
     parser.add_argument("--model", default="irevnet_b")
     options = parser.parse_args()
     shape = (options.batch, 3, options.size, options.size)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 110
+    console = console_of(110)
     rows: list[dict[str, Any]] = []
     table = Table("arithmetic", "functions", "images", *MODES, title=f"mean ε of {options.model}, shape {shape}")
     for arithmetic, (dtype, _) in ARITHMETIC.items():
@@ -105,11 +99,7 @@ def main() -> None:
                     rows.append(row | {"errors": each.tolist()})
                 table.add_row(arithmetic, functions, kind, *cells)
     console.print(table)
-    path = Path("runs/benchmarks") / f"epsilon-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"torch": torch.__version__, "machine": platform.processor() or platform.machine(), "shape": shape}
-    path.write_text(json.dumps({**about, "date": time.strftime("%Y-%m-%d"), "rows": rows}, indent=1))
-    console.print(f"every error is in {path}", highlight=False)
+    keep(console, "epsilon", shape=shape, rows=rows)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,17 @@ runs/benchmarks/grid-TIME.json.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 import zoo
 from benchmarks.interleaved import Contender, interval, rounds, serve
+from benchmarks.report import console_of, keep
 from invertible import Coupling, Merge, Reconstruct, Sequential, Split
 from invertible.backprop._drift import Checksum, Probes
 from invertible.testing import measure_memory
@@ -110,9 +107,7 @@ def main() -> None:
     if options.serve:
         serve_contender(tuple(map(int, options.serve[0].split("x"))), options.serve[1])
         return
-    console = Console()
-    if not console.is_terminal:
-        console.width = 110
+    console = console_of(110)
     results: dict[str, Any] = {}
     for shape in options.stacks:
         print(shape, file=sys.stderr)
@@ -123,11 +118,7 @@ def main() -> None:
             ratio = "{:.3f} [{:.3f}, {:.3f}]".format(*row["ratio"])
             table.add_row(name, ratio, f"{100 * row['share']:.2f} %", f"{row['peak'] / 2**20:.1f}")
         console.print(table)
-    path = Path("runs/benchmarks") / f"grid-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"torch": torch.__version__, "machine": platform.processor() or platform.machine(), "argv": sys.argv[1:]}
-    path.write_text(json.dumps({**about, "date": time.strftime("%Y-%m-%d"), "results": results}))
-    console.print(f"every number is in {path}", highlight=False)
+    keep(console, "grid", results=results)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,16 @@ other batches of the same kind.
 """
 
 import argparse
-import json
-import platform
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 import zoo
+from benchmarks.report import console_of, keep
 from zoo.inversion import InversionError, relative_errors
 
 
@@ -84,9 +80,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["irevnet_small", "irevnet_b", "irevnet_a"])
     options = parser.parse_args()
     shape = (options.batch, 3, options.size, options.size)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 110
+    console = console_of(110)
     rows: list[dict[str, Any]] = []
     columns = ("network", "precision", "images", *MODES)
     table = Table(*columns, title=f"median and largest relative error, {options.batch} images of {options.size} pixels")
@@ -102,11 +96,7 @@ def main() -> None:
                     rows.append(row | {"errors": each.tolist()})
                 table.add_row(model, precision, kind, *cells)
     console.print(table)
-    path = Path("runs/benchmarks") / f"roundtrip-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"torch": torch.__version__, "machine": platform.processor() or platform.machine(), "shape": shape}
-    path.write_text(json.dumps({**about, "date": time.strftime("%Y-%m-%d"), "rows": rows}, indent=1))
-    console.print(f"every error is in {path}", highlight=False)
+    keep(console, "roundtrip", shape=shape, rows=rows)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["PRODUCTS", "Keeper", "Player", "around_functions", "watched"]
+__all__ = ["Keeper", "Player", "Products", "around_functions", "watched"]
 
 _aten: Any = torch.ops.aten
 
-PRODUCTS = frozenset(
+_PRODUCTS = frozenset(
     {_aten.convolution.default, _aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default}
 )
 """Operations whose work grows faster than their bytes."""
@@ -34,7 +34,7 @@ class Products(TorchDispatchMode):
         def run() -> Any:
             return func(*args, **(kwargs or {}))
 
-        if func not in PRODUCTS:
+        if func not in _PRODUCTS:
             return run()
         self.count += 1
         what = (func, *((a.shape, a.dtype) for a in args if isinstance(a, Tensor)))

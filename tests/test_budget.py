@@ -133,6 +133,17 @@ def test_no_choice_is_better(drawn, data):
     assert (work, kept) == min((work, kept) for peak, work, kept in every if peak <= budget)
 
 
+def test_eight_layers_are_compared_in_full():
+    """Every choice costs another number of bytes and saves as much work: no way is worse than another."""
+    stages = []
+    for i in range(8):
+        options = [Option(k, (4 - k) * 5**i, k * 5**i, frozenset(), 0, 0) for k in range(5)]
+        stages.append(Stage(options, ((i, i),), ((i + 1, i + 1),)))
+    sizes = dict.fromkeys(range(9), 0)
+    for budget in (12345, 200_001, 390_623):
+        assert sum(o.inside for o in cheapest(stages, sizes, budget) or ()) == budget
+
+
 def test_thinned_out_ways_lose_little(monkeypatch):
     draw = random.Random(0)  # noqa: S311 (no secret)
     stages = []
@@ -461,6 +472,9 @@ def test_an_inner_strategy_is_refused():
     inner.backprop = Recompute()
     with pytest.raises(ValueError, match="Budget: a container inside must"):
         net(torch.randn(4, 512))
+    net.backprop = Store()
+    with pytest.raises(ValueError, match=r"plan: every container inside must .* got Recompute\(every=1\) in layer '1'"):
+        net.plan(torch.randn(4, 512))
 
 
 @pytest.mark.parametrize("strategy", [Recompute(every=2), Reconstruct(anchor_every=3)])

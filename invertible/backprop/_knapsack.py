@@ -79,15 +79,18 @@ class _Way:
         return found[::-1]
 
 
+_FEW = 8
+"""So many layers that compute something are compared in full."""
+
 _WAYS = 50_000
-"""Ways that are followed, over all layers and per state: beyond, some that differ little are dropped."""
+"""Ways that are followed, over all layers and per state, if there are more: some that differ little are dropped."""
 
 
 def cheapest(stages: Sequence[Stage], sizes: dict[int, int], budget: float, *, fixed: int = 0) -> list[Option] | None:
     """The options of least added work within a budget of bytes, and of these those that keep least; or ``None``.
 
-    Exact for a dozen layers whatever they are, and for many more if these are alike; beyond 50 000 ways some are
-    dropped that differ little from others.
+    Exact for 8 layers whatever they are, and for many more if these are alike; beyond 50 000 ways some are dropped
+    that differ little from others.
     """
     found = _ways(stages, sizes, budget, fixed)
     return min(found, key=lambda way: (way.work, way.kept, way.peak)).options() if found else None
@@ -127,7 +130,8 @@ def _ways(stages: Sequence[Stage], sizes: dict[int, int], budget: float, fixed: 
     """The best ways through all layers: none is worse than another in bytes and in work."""
     last = {storage: i for i, stage in enumerate(stages) for _, storage in (*stage.inputs, *stage.outputs)}
     states: dict[_Known, list[_Way]] = {_Known(frozenset(), frozenset()): [_Way(fixed, 0, fixed)]}
-    most = max(64, _WAYS // max(len(stages), 1))
+    few = sum(not stage.moves for stage in stages) <= _FEW
+    most = None if few else max(64, _WAYS // len(stages))
     for i, stage in enumerate(stages):
         new: dict[_Known, list[_Way]] = {}
         for known, ways in states.items():
@@ -173,12 +177,12 @@ def _closed(stages: Sequence[Stage], way: _Way, known: _Known, sizes: dict[int, 
     return _Way(kept, way.work, max(way.peak, kept), way.option, way.before)
 
 
-def _best(ways: Iterable[_Way], most: int) -> list[_Way]:
-    """Those that no other beats in bytes kept and in work; at most so many, the extremes among them."""
+def _best(ways: Iterable[_Way], most: int | None) -> list[_Way]:
+    """Those that no other beats in bytes kept and in work; at most so many, if it is said, the extremes among them."""
     front: list[_Way] = []
     for way in sorted(ways, key=lambda way: (way.kept, way.work, way.peak)):
         if not front or way.work < front[-1].work:
             front.append(way)
-    if len(front) <= most:
+    if most is None or len(front) <= most:
         return front
     return [front[round(i * (len(front) - 1) / (most - 1))] for i in range(most)]

@@ -65,6 +65,11 @@ class Planner(Chain):
                 self.sizes[storage] = 0
         return made
 
+    def refuse_inner(self, net: Any, strategy: Strategy) -> None:
+        super().refuse_inner(net, strategy)
+        rule = "every container inside must take the strategy of the one around it (backprop=None)"
+        raise ValueError(f"plan: {rule}, got {strategy} in layer {self._paths[id(net)]!r}.")
+
     @contextmanager
     def quiet(self) -> Generator[None]:
         """Lets no hook fire, nor compiled code run, while tensors have no data."""
