@@ -1,5 +1,6 @@
 """Runs the function of a coupling so that it repeats its bits."""
 
+import functools
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +15,7 @@ from ._random import draws
 from ._tracing import exporting, transformed
 from ._value import Value, detached_leaf, graph_leaves, is_channels_last, leaves, map_value
 
-__all__ = ["evaluate", "is_plain", "readable"]
+__all__ = ["evaluate", "is_plain", "is_plain_kind", "readable"]
 
 
 def readable(function: nn.Module, x: Tensor) -> Tensor:
@@ -101,13 +102,19 @@ _PLAIN = {
 def is_plain(function: nn.Module) -> bool:
     """Whether a function is made of such layers alone, and nothing else is called by any of them."""
     for part in function.modules():
-        package, _, file = (getattr(type(part).forward, "__module__", None) or "").rpartition(".")
-        plain = package == "torch.nn.modules" and file in _PLAIN and not isinstance(part, nn.MultiheadAttention)
         own = part.__dict__
-        plain = plain and own.get("groups", 1) == 1  # on ARM, a depthwise convolution has a kernel for inference
+        # On ARM, a depthwise convolution has a kernel for inference.
+        plain = is_plain_kind(type(part)) and own.get("groups", 1) == 1
         if not plain or "forward" in own or is_compiled(part) or own["_forward_hooks"] or own["_forward_pre_hooks"]:
             return False
     return True
+
+
+@functools.cache
+def is_plain_kind(kind: type[nn.Module]) -> bool:
+    """Whether the ``forward`` of a class is that of such a layer."""
+    package, _, file = (getattr(kind.forward, "__module__", None) or "").rpartition(".")
+    return package == "torch.nn.modules" and file in _PLAIN and not issubclass(kind, nn.MultiheadAttention)
 
 
 def _leaves_samples_alone(function: nn.Module) -> bool:

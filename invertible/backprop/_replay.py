@@ -1,21 +1,24 @@
 """Runs a layer again as it ran: its modes, autocast, random numbers and buffers, whatever has changed since."""
 
+import functools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from invertible import _check
 from invertible._buffers import one_at_a_time, replaced_buffers, said_of_buffers, say_of_buffers
-from invertible._compiled import compiled_call, is_compiled, set_compiled_call
-from invertible._random import draws
+from invertible._compiled import compiled_call, set_compiled_call
+from invertible._function import is_plain_kind
+from invertible._random import draws, may_draw
 from invertible._running import engine_runs, running
 
-from ._torch import buffers_of, children_of, compiler_stance, compiler_stance_as, parameters_of, sharded_modules
+from ._torch import buffers_of, compiler_stance, compiler_stance_as, has_global_hooks, sharded_modules
 
 __all__ = ["Replay", "Survey", "is_replaying"]
 
@@ -42,7 +45,7 @@ def is_replaying() -> bool:
 class Survey:
     """All that is found in some layers in one walk through their modules, which is done once per run."""
 
-    __slots__ = ("compiled", "held", "modes", "norms", "others", "random", "sharded")
+    __slots__ = ("compiled", "held", "known", "lazy", "modes", "norms", "others", "random", "sharded")
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         self.modes: list[tuple[nn.Module, bool, Callable[..., Any] | None]] = []
@@ -51,6 +54,10 @@ class Survey:
         """Whether any was compiled."""
         self.random = False
         """Whether any draws random numbers, as far as is known."""
+        self.known = not has_global_hooks()
+        """Whether all are of torch or this library and have no hooks: of these it is known whether they draw."""
+        self.lazy = False
+        """Whether a parameter has no shape yet."""
         self.sharded: list[nn.Module] = []
         """Those that gather their parameters when they are called: ``fully_shard`` was applied to them."""
         self.held: dict[nn.Parameter, tuple[dict[str, Any], str]] = {}
@@ -62,27 +69,57 @@ class Survey:
         shards_itself = sharded_modules()
         seen: set[nn.Module] = set()
         todo = list(layers)
-        while todo:
+        while todo:  # this loop runs for every part of a network in every step: it asks each class only once
             part = todo.pop()
             if part in seen:
                 continue
             seen.add(part)
-            todo += [child for child in children_of(part).values() if child is not None]
-            self.modes.append((part, part.training, compiled_call(part)))
-            self.compiled = self.compiled or is_compiled(part)
-            self.random = self.random or draws(part)
-            if isinstance(part, shards_itself):
+            own = part.__dict__
+            kind = _kind_of(type(part))
+            training: bool = own["training"]
+            call: Callable[..., Any] | None = own.get("_compiled_call_impl")
+            self.modes.append((part, training, call))
+            children: dict[str, nn.Module | None] = own["_modules"]
+            if children:
+                todo += [child for child in children.values() if child is not None]
+            if call is not None or "_orig_mod" in children:
+                self.compiled = True
+            if not kind.known or own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
+                self.known = False
+            if (kind.may_draw or "stochastic" in own) and draws(part):
+                self.random = True
+            if shards_itself and isinstance(part, shards_itself):
                 self.sharded.append(part)
-            own = parameters_of(part)
-            for key, parameter in own.items():
+            parameters: dict[str, nn.Parameter | None] = own["_parameters"]
+            for key, parameter in parameters.items():
                 if parameter is not None:
-                    self.held[parameter] = (own, key)
-            buffers = buffers_of(part)
+                    self.held[parameter] = (parameters, key)
+                    if type(parameter) is not nn.Parameter and is_lazy(parameter):
+                        self.lazy = True
+            buffers: dict[str, Tensor | None] = own["_buffers"]
             if buffers:
-                if part.training and _counts_only(part):
+                if training and kind.counts_only:
                     self.norms.append(part)
                 else:
                     self.others += [(part, key, buffer) for key, buffer in buffers.items() if buffer is not None]
+
+
+class _Kind(NamedTuple):
+    """What is true of all modules of a class."""
+
+    may_draw: bool
+    """Whether it may be one that draws random numbers; :func:`draws` tells it of a module."""
+    known: bool
+    """Whether it is torch's or this library's, and calls nothing of anybody else."""
+    counts_only: bool
+    """Whether it is a norm of torch, which in training writes its statistics and does not read them."""
+
+
+@functools.cache
+def _kind_of(kind: type[nn.Module]) -> _Kind:
+    counts_only = issubclass(kind, _NORM) and kind.__module__.startswith("torch.nn.")
+    own = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return _Kind(may_draw(kind), own or is_plain_kind(kind), counts_only)
 
 
 class Replay:
@@ -117,18 +154,15 @@ class Replay:
         """Returns ``run()``, the run that is to be replayed."""
         copies = {id(buffer): buffer.clone() for _, _, buffer in self.survey.others}  # one for all that share it
         before = [(part, key, b, b._version, copies[id(b)]) for part, key, b in self.survey.others]
-        with one_at_a_time if self.survey.random else nullcontext():
-            random = self._random_state()
-            with running(None):
-                if self.autocast:
-                    with ExitStack() as stack:
-                        self._enter_autocast(stack)
-                        result = run()
-                else:
-                    result = run()
-            after = self._random_state()
-        if any(not torch.equal(a, b) for (_, a), (_, b) in zip(random, after, strict=True)):
-            self.random, self.after = random, _digest(after)
+        if self.survey.known and not self.survey.random:
+            result = self._run(run)
+        else:
+            with one_at_a_time if self.survey.random else nullcontext():
+                random = self._random_state()
+                result = self._run(run)
+                after = self._random_state()
+            if any(not torch.equal(a, b) for (_, a), (_, b) in zip(random, after, strict=True)):
+                self.random, self.after = random, _digest(after)
         for part, key, buffer, version, copy in before:
             same = buffers_of(part).get(key) is buffer and buffer._version == version
             if not same or (self.may_write and _writes(part, key, copy)):
@@ -136,6 +170,14 @@ class Replay:
             else:
                 self.read.append((part, key, buffer, version))
         return result
+
+    def _run(self, run: Callable[[], Any]) -> Any:
+        with running(None):
+            if not self.autocast:
+                return run()
+            with ExitStack() as stack:
+                self._enter_autocast(stack)
+                return run()
 
     @contextmanager
     def again(self, *, random: bool = True) -> Generator[None]:
@@ -276,11 +318,6 @@ def _writes(part: nn.Module, key: str, before: Tensor) -> bool:
         buffer = buffers_of(part)[key]
         known[question] = buffer is not None and not buffer.is_meta and not torch.equal(buffer, before)
     return known[question]
-
-
-def _counts_only(part: nn.Module) -> bool:
-    """Whether this is a norm of torch that in training writes its statistics and does not read them."""
-    return isinstance(part, _NORM) and type(part).__module__.startswith("torch.nn.")
 
 
 def _digest(states: Sequence[tuple[torch.device, Tensor]]) -> list[int]:
