@@ -76,8 +76,6 @@ def measure(which: str, names: list[str], count: int) -> dict[str, Any]:
                 name: (each.ask("deeper") - memory[name]["peak"]) / (DEEPER - DEPTH)
                 for name, each in contenders.items()
             }
-        for each in contenders.values():
-            each.ask("step")  # warm
         times = rounds(contenders, "step", count)
     finally:
         for each in contenders.values():

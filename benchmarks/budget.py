@@ -91,8 +91,6 @@ def measure(which: str, count: int) -> dict[str, Any]:
     names = ["store", *map(str, range(BUDGETS))]
     contenders = {name: Contender("benchmarks.budget", "--serve", which, name) for name in names}
     try:
-        for each in contenders.values():
-            each.ask("step")  # warm
         about = {name: each.ask("about") for name, each in contenders.items()}
         times = rounds(contenders, "step", count)
     finally:

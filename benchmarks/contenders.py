@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import zoo
-from invertible import Coupling, Merge, PixelUnshuffle, Recompute, Reconstruct, Sequential, Split, Store
+from invertible import Budget, Coupling, Merge, PixelUnshuffle, Recompute, Reconstruct, Sequential, Split, Store
 from invertible.backprop import Strategy
 
 CONTENDERS = (
     "store", "hand", "recompute", "recompute_sqrt", "reconstruct", "floor", "store_compiled", "reconstruct_compiled",
     "ckpt", "ckpt_sqrt", "memcnn", "revtorch", "revlib",
 )  # fmt: skip
-OURS = ("store", "recompute", "recompute_sqrt", "reconstruct", "store_compiled", "reconstruct_compiled")
+BUDGETS = tuple(f"budget_{ninths}" for ninths in (0, 1, 2, 3, 5, 7))
+"""So many ninths of the way from the least possible bytes to those of storing everything."""
+OURS = ("store", "recompute", "recompute_sqrt", "reconstruct", "store_compiled", "reconstruct_compiled", *BUDGETS)
 
 
 def bottleneck(channels: int, *, dropout: float = 0.0) -> nn.Module:
@@ -34,6 +36,7 @@ def strategy(name: str, depth: int) -> Strategy:
     root = round(math.sqrt(depth))
     return {
         "store": Store(),
+        **dict.fromkeys(BUDGETS, Store()),  # until the input is known
         "recompute": Recompute(),
         "recompute_sqrt": Recompute(every=root),
         "reconstruct": Reconstruct(),
@@ -193,12 +196,22 @@ def workload(which: str, name: str, depth: int) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     if which == "stack":
         net = stack(name, [bottleneck(48) for _ in range(depth)])
-        return net, torch.randn(16, 96, 28, 28)
-    body = zoo.irevnet_b()
+        x = torch.randn(16, 96, 28, 28)
+        limit(name, net, x)
+        return net, x
+    body, x = zoo.irevnet_b(), torch.rand(8, 3, 128, 128)
     if name in OURS:
         body.body.backprop = strategy(name, len(body.body))
         compiled(name, body.body)
-    return body if name in OURS else Stages(name, body), torch.rand(8, 3, 128, 128)
+        limit(name, body.body, x)
+    return body if name in OURS else Stages(name, body), x
+
+
+def limit(name: str, net: nn.Module, x: Tensor) -> None:
+    """Gives the network its budget, if the name says so."""
+    if name in BUDGETS and isinstance(net, Sequential):
+        plan = net.plan(x)
+        net.backprop = Budget(plan.least + int(name.removeprefix("budget_")) * (plan.most - plan.least) // 9)
 
 
 def count_evaluations(net: nn.Module) -> tuple[Callable[[], int], int]:

@@ -75,9 +75,6 @@ def measure(shape: str, names: list[str], count: int) -> dict[str, Any]:
     """All numbers of one stack."""
     contenders = {name: Contender("benchmarks.grid", "--serve", shape, name) for name in names}
     try:
-        for each in contenders.values():
-            each.ask("step")  # warm
-            each.ask("accounting")
         memory = {name: each.ask("memory") for name, each in contenders.items()}
         times = rounds(contenders, "step", count)
         accounting = rounds(contenders, "accounting", count)
