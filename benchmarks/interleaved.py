@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-
 LIFE = 8
 """Rounds until all processes start anew: where a process's memory happens to lie moves its times by 5 %."""
 
@@ -87,7 +86,9 @@ def interval(values: Sequence[float], *, resamples: int = 2000, seed: int = 0) -
     lives = [values[i : i + LIFE] for i in range(0, len(values), LIFE)]
 
     def resampled() -> float:
-        return statistics.median(v for life in draw.choices(lives, k=len(lives)) for v in draw.choices(life, k=len(life)))
+        return statistics.median(
+            v for life in draw.choices(lives, k=len(lives)) for v in draw.choices(life, k=len(life))
+        )
 
     medians = sorted(resampled() for _ in range(resamples))
     return statistics.median(values), medians[round(0.025 * resamples)], medians[round(0.975 * resamples) - 1]
