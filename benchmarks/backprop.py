@@ -64,14 +64,14 @@ def serve_contender(which: str, name: str) -> None:
     serve({"step": step, "memory": memory, "deeper": deeper, "checks": lambda: run_all(name)})
 
 
-def measure(which: str, names: list[str], count: int) -> dict[str, Any]:
-    """All numbers of one workload."""
+def measure(which: str, names: list[str], count: int, *, slope: bool = True) -> dict[str, Any]:
+    """All numbers of one workload; with the bytes per added block, where there is a deeper one."""
     contenders = {name: Contender("benchmarks.backprop", "--serve", which, name) for name in names}
     found: dict[str, Any] = {}
     try:
         memory = {name: each.ask("memory") for name, each in contenders.items()}
         slopes: dict[str, float] = {}
-        if which == "stack":
+        if slope and which == "stack":
             slopes = {
                 name: (each.ask("deeper") - memory[name]["peak"]) / (DEEPER - DEPTH)
                 for name, each in contenders.items()

@@ -77,7 +77,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     for which in options.workloads:
         print(which, file=sys.stderr)
-        results[which] = measure(which, [*OURS, *OTHERS], options.rounds)
+        results[which] = measure(which, [*OURS, *OTHERS], options.rounds, slope=False)
         console.print(table(which, results[which]))
         share = statistics.median(t["forward"] / t["step"] for t in results[which]["store"]["times"])
         console.print(f"the forward pass is {share:.2f} of a step of Store()", highlight=False)
