@@ -60,6 +60,11 @@ bench: .venv/.ready-bench ## the measurements of the docs, written to runs/bench
 	@$(BIN)/python -m benchmarks.grid
 	@$(BIN)/python -m benchmarks.budget
 	@$(BIN)/python -m benchmarks.backprop
+	@$(BIN)/python -m benchmarks.inverse
+	@$(BIN)/python -m benchmarks.limit
+	@$(BIN)/python -m benchmarks.scaling
+	@$(BIN)/python -m benchmarks.startup
+	@$(BIN)/python -m benchmarks.frontier
 
 clean: ## remove what the targets made, except the environments
 	@rm -rf build dist docs/_build docs/generated runs .hypothesis .pytest_cache .ruff_cache

@@ -133,7 +133,8 @@ def main() -> None:
         results[which] = measure(which, options.contenders, options.rounds)
         console.print(table(which, results[which], options.contenders[0]))
     checks: dict[str, dict[str, str]] = {}
-    columns = [name for name in options.contenders if name != "hand" and not name.endswith(("_sqrt", "_compiled"))]
+    without = {"hand", "floor", "exact"}
+    columns = [name for name in options.contenders if name not in without and not name.endswith(("_sqrt", "_compiled"))]
     for name in columns:
         contender = Contender("benchmarks.backprop", "--serve", "stack", name)
         checks[name] = contender.ask("checks")

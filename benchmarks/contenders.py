@@ -16,11 +16,14 @@ from invertible.backprop import Strategy
 
 CONTENDERS = (
     "store", "hand", "recompute", "recompute_sqrt", "reconstruct", "floor", "store_compiled", "reconstruct_compiled",
-    "ckpt", "ckpt_sqrt", "memcnn", "revtorch", "revlib",
+    "exact", "exact_compiled", "ckpt", "ckpt_sqrt", "memcnn", "revtorch", "revlib",
 )  # fmt: skip
 BUDGETS = tuple(f"budget_{ninths}" for ninths in (0, 1, 2, 3, 5, 7))
 """So many ninths of the way from the least possible bytes to those of storing everything."""
-OURS = ("store", "recompute", "recompute_sqrt", "reconstruct", "store_compiled", "reconstruct_compiled", *BUDGETS)
+OURS = (
+    "store", "recompute", "recompute_sqrt", "reconstruct", "store_compiled", "reconstruct_compiled", "exact",
+    "exact_compiled", *BUDGETS,
+)  # fmt: skip
 
 
 def bottleneck(channels: int, *, dropout: float = 0.0) -> nn.Module:
@@ -40,6 +43,7 @@ def strategy(name: str, depth: int) -> Strategy:
         "recompute": Recompute(),
         "recompute_sqrt": Recompute(every=root),
         "reconstruct": Reconstruct(),
+        "exact": Reconstruct(),
     }[name.removesuffix("_compiled")]
 
 
@@ -125,8 +129,10 @@ class Cloned(nn.Module):
         return x.clone()
 
 
-def compiled(name: str, net: Sequential) -> Sequential:
-    """The network, with compiled functions if its name says so."""
+def as_named(name: str, net: Sequential) -> Sequential:
+    """The network, on the exact grid or with compiled functions if its name says so."""
+    if name.startswith("exact"):
+        net.grid = "exact"
     if name.endswith("_compiled"):
         net.compile_functions()
     return net
@@ -137,7 +143,7 @@ def stack(name: str, functions: Sequence[nn.Module], *, clone: bool = True) -> n
     pairs = [tuple(functions[i : i + 2]) for i in range(0, len(functions), 2)]
     if name in OURS:
         layers = [Split(), *map(Coupling, functions), Merge()]
-        return compiled(name, Sequential(*layers, backprop=strategy(name, len(functions))))
+        return as_named(name, Sequential(*layers, backprop=strategy(name, len(functions))))
     if name == "hand":
         return ByHand(functions)
     if name == "floor":
@@ -202,7 +208,7 @@ def workload(which: str, name: str, depth: int) -> tuple[nn.Module, Tensor]:
     body, x = zoo.irevnet_b(), torch.rand(8, 3, 128, 128)
     if name in OURS:
         body.body.backprop = strategy(name, len(body.body))
-        compiled(name, body.body)
+        as_named(name, body.body)
         limit(name, body.body, x)
     return body if name in OURS else Stages(name, body), x
 

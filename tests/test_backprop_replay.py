@@ -1,5 +1,7 @@
 """A layer is run again as it ran: statistics, random numbers, autocast, modes and buffers."""
 
+from types import MethodType
+
 import pytest
 import torch
 from torch import nn
@@ -156,6 +158,51 @@ def test_random_numbers_are_drawn_again(strategy):
             net.backprop = strategy
             assert_same(outcome(direction, x)[0], expected, 1e-11)
             net.backprop = None
+
+
+class NoisyLinear(nn.Linear):
+    """One of torch's own layers by its class, and more."""
+
+    def forward(self, x):
+        return super().forward(x) + torch.rand(())
+
+
+def noise_of(kind):
+    """A function of torch's own layers that somebody else has made random; and what undoes it."""
+    linear = nn.Linear(2, 2)
+    undo = []
+    if kind == "hook":
+        linear.register_forward_hook(lambda module, args, result: result + torch.rand(()))
+    elif kind == "pre-hook":
+        linear.register_forward_pre_hook(lambda module, args: args[0] * torch.rand(()))
+    elif kind == "own forward":
+        linear.forward = MethodType(lambda self, x: nn.functional.linear(x, self.weight) * torch.rand(()), linear)
+    elif kind == "hook for all":
+
+        def hook(module, args, result):
+            return result * torch.rand(()) if type(module) is nn.Linear else result
+
+        undo.append(nn.modules.module.register_module_forward_hook(hook))
+    elif kind == "parametrization":
+        nn.utils.parametrize.register_parametrization(linear, "weight", Noisy())
+    else:
+        linear = NoisyLinear(2, 2)
+    return nn.Sequential(linear, nn.Tanh()), undo
+
+
+@pytest.mark.parametrize("strategy", SAVING)
+@pytest.mark.parametrize("kind", ["hook", "pre-hook", "own forward", "hook for all", "parametrization", "subclass"])
+def test_random_numbers_that_torchs_own_layers_would_not_draw_are_drawn_again(kind, strategy):
+    made, undo = zip(*(noise_of(kind) for _ in range(3)), strict=True)
+    net = around(*made).double()
+    x = torch.randn(4, 4, dtype=torch.float64)
+    try:
+        expected, _ = outcome(net, x)
+        assert_same(outcome(with_strategy(net, strategy), x)[0], expected, 1e-11)
+    finally:
+        for handles in undo:
+            for handle in handles:
+                handle.remove()
 
 
 def test_a_users_random_layer_is_kept_for_its_inverse_may_draw_in_another_order():
