@@ -63,15 +63,14 @@ def serve(answers: dict[str, Any]) -> None:
 def rounds(contenders: dict[str, Contender], command: str, count: int) -> dict[str, list[Any]]:
     """Asks everyone once per round, so that all meet the same load; the order turns from round to round.
 
-    Every ``LIFE`` rounds all start anew, and answer once more, first, to be warm.
+    Every ``LIFE`` rounds all start anew, the first time too, and answer once more to be warm.
     """
     names = list(contenders)
     found: dict[str, list[Any]] = {name: [] for name in names}
     for i in range(count):
         if i % LIFE == 0:
             for each in contenders.values():
-                if i:
-                    each.restart()
+                each.restart()
                 each.ask(command)
         for name in names[i % len(names) :] + names[: i % len(names)]:
             found[name].append(contenders[name].ask(command))

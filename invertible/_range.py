@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-__all__ = ["handed", "is_handed", "is_unread", "note", "nothing_read", "taken_down"]
+__all__ = ["handed", "is_handed", "is_unread", "note", "note_range", "nothing_read", "taken_down"]
 
 
 class _Run(threading.local):
@@ -29,6 +29,12 @@ def note(values: Iterable[Tensor]) -> None:
         for value in values:
             if value.numel():
                 _run.peaks += torch.aminmax(value.detach())
+
+
+def note_range(least: Tensor, greatest: Tensor) -> None:
+    """Takes down what :func:`note` would find."""
+    if _run.peaks is not None:
+        _run.peaks += (least, greatest)
 
 
 @contextmanager

@@ -14,9 +14,11 @@ from . import _check
 from ._buffers import buffers_moving, in_training, kept_buffers
 from ._compiled import is_compiled
 from ._function import evaluate, readable
+from ._fused import FusedSum, fused_sum
 from ._products import around_functions
 from ._random import draws
 from ._running import call
+from ._tracing import transformed
 from ._value import Value, describe, detached_leaf, is_channels_last, laid_out
 from .grid import Grid
 from .module import Exactness, InvertibleModule, zero_log_det
@@ -90,11 +92,16 @@ class _AdditiveOnGrid:
     """What :class:`Additive` does, without rounding."""
 
     grid: Grid
+    fused: FusedSum | None = None
 
     def __call__(self, x: Tensor, parameters: Tensor) -> Tensor:
+        if self.fused is not None and self.fused.serves(x, parameters):
+            return self.fused(self.grid, x, parameters, 1)
         return self.grid.add(x, parameters)
 
     def inverse(self, y: Tensor, parameters: Tensor) -> Tensor:
+        if self.fused is not None and self.fused.serves(y, parameters):
+            return self.fused(self.grid, y, parameters, -1)
         return self.grid.subtract(y, parameters)
 
     def forward_and_log_det(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -279,7 +286,9 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
     @property
     def _map(self) -> "CouplingTransform | _AdditiveOnGrid":
         """What is done to a stream: by the transform, or as it does, on the grid."""
-        return self.transform if self.grid is None else _AdditiveOnGrid(self.grid)
+        if self.grid is None:
+            return self.transform
+        return _AdditiveOnGrid(self.grid, None if transformed() else fused_sum(self.function))
 
     def _streams(self, value: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         x1, x2 = _check.are_streams(self, value)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ._buffers import buffers_stay
 from ._check import is_value, name
 from ._compiled import compile_function, with_defaults
+from ._fused import FusedSum, fuse_sums
 from ._running import METHODS, served
 from ._value import Value, describe, leaves
 from .grid import Grid
@@ -173,6 +174,7 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
         parameters, and another one under ``inference_mode``. Functions are of one kind if they are built alike: of the
         same ``repr`` and shapes. (Torch keeps 8 graphs per kind, and then runs the rest uncompiled.) Compiling a
         network as a whole, ``torch.compile(net)``, is for networks that store their activations, and for inference.
+        On a grid, what needs no gradient is rounded, added and checked in one compiled pass over memory.
 
         Layers of your own are left alone. Copies made by ``copy.deepcopy`` or pickling are not compiled.
 
@@ -189,10 +191,13 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
             >>> net(torch.rand(2, 4, requires_grad=True)).sum().backward()
         """
         kinds: dict[Any, Callable[..., Any]] = {}
+        options = with_defaults(options)
+        fused = FusedSum(options)
         for part in self.modules():
             if isinstance(part, InvertibleModule):
                 for function in part._functions():
-                    compile_function(function, kinds, **with_defaults(options))
+                    compile_function(function, kinds, **options)
+                    fuse_sums(function, fused)
 
     def _on_grid(self) -> Iterator[tuple[str, "InvertibleModule[Any, Any]"]]:
         """The layers inside that work on the values of this one, and so on its grid, with their keys."""

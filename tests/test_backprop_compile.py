@@ -1,6 +1,7 @@
 """Compiled functions: one graph wherever they run. Compiled networks: exact, or refused with advice."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -14,6 +15,9 @@ import invertible as inv
 import zoo
 from invertible import Coupling, Inverse, Recompute, Reconstruct, Sequential, Store
 from invertible._compiled import with_defaults
+from invertible._fused import FusedSum
+from invertible._range import taken_down
+from invertible.grid import PRESETS
 from invertible.testing import measure_memory
 from tests.networks import (
     METHODS,
@@ -430,6 +434,79 @@ def test_inference_is_one_graph_whatever_is_kept(method, functions, strategy):
     compiled = torch.compile(getattr(net, method), backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), getattr(net, method)(x))
+
+
+def awkward(*shape):
+    """Ties, zeros of both signs, and sizes up to the limit of the presets' grids."""
+    x = torch.randn(shape, dtype=torch.float64) * 2.0 ** torch.randint(-44, 7, shape)
+    ties = (torch.randint(-9, 9, shape) + 0.5) * 2.0 ** torch.tensor([-40.0, -16.0]).double()[torch.randint(2, shape)]
+    kind = torch.randint(4, shape)
+    return torch.where(kind == 0, ties, torch.where(kind == 1, -0.0, x))
+
+
+def fused_alike(backend, dtypes, shapes):
+    """Compares fused sums with those of the grid, in all layouts and with both signs."""
+    fused = FusedSum({"backend": backend})
+    for name, dtype, shape in itertools.product(("exact", "exact32"), dtypes, shapes):
+        grid = PRESETS[name]
+        x, shift = grid.round(awkward(*shape)), awkward(*shape).to(dtype)
+        pairs = [(x, shift), (x[:, : shape[1] // 2], shift[:, : shape[1] // 2])]
+        if len(shape) == 4:
+            pairs.append(tuple(t.to(memory_format=torch.channels_last) for t in (x, shift)))
+        for (x, shift), sign in itertools.product(pairs, (1, -1)):
+            assert fused.serves(x, shift)
+            with taken_down() as peaks:
+                found = fused(grid, x, shift, sign)
+            with taken_down() as true_peaks:
+                true = (grid.add if sign == 1 else grid.subtract)(x, shift)
+            assert torch.equal(found, true)
+            assert torch.equal(found.signbit(), true.signbit())
+            assert found.dtype == true.dtype
+            strides = zip(found.shape, found.stride(), true.stride(), strict=True)
+            assert all(a == b for size, a, b in strides if size > 1)
+            assert [float(p) for p in peaks] == [float(p) for p in true_peaks]
+
+
+def test_fused_sums_are_those_of_the_grid():
+    torch.compiler.reset()
+    fused_alike("aot_eager", [torch.float64, torch.bfloat16], [(3, 8, 4, 4)])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_fused_sums_by_inductor_are_those_of_the_grid():
+    torch.compiler.reset()
+    fused_alike("inductor", [torch.float32], [(3, 8, 4, 4)])
+
+
+def test_networks_on_a_grid_fuse_their_sums_where_functions_are_compiled(monkeypatch):
+    """Forward, replay and inverse; not where gradients go through the sum; and the range is still checked."""
+    torch.compiler.reset()
+    calls = []
+    true = FusedSum.__call__
+    monkeypatch.setattr(FusedSum, "__call__", lambda self, *args: (calls.append(1), true(self, *args))[1])
+    torch.manual_seed(0)
+    couplings = [Coupling(function(4)) for _ in range(3)]
+    net = Sequential(inv.Split(), *couplings, inv.Merge(), backprop=Reconstruct(), grid="exact")
+    x = torch.randn(3, 8, 4, 4)
+    net.compile_functions(backend="aot_eager")
+    y = net(x)
+    assert len(calls) == 3
+    y.sum().backward()
+    assert len(calls) == 6
+    with torch.no_grad():
+        assert torch.equal(net.inverse(y), net.snap(x))
+    assert len(calls) == 9
+    peak, gradients = net.peak, [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    monkeypatch.setattr(FusedSum, "serves", lambda *_: False)
+    net(x).sum().backward()
+    assert net.peak == peak
+    assert len(calls) == 9
+    assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), gradients, strict=True))
+    monkeypatch.undo()
+    with pytest.raises(inv.StreamRangeError):
+        net(x * 4000)
 
 
 @pytest.mark.slow
