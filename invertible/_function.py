@@ -1,6 +1,5 @@
 """Runs the function of a coupling so that it repeats its bits."""
 
-import functools
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +14,7 @@ from ._random import draws
 from ._tracing import exporting, transformed
 from ._value import Value, detached_leaf, graph_leaves, is_channels_last, leaves, map_value
 
-__all__ = ["evaluate", "is_plain", "is_plain_kind", "readable"]
+__all__ = ["evaluate", "is_plain", "readable"]
 
 
 def readable(function: nn.Module, x: Tensor) -> Tensor:
@@ -104,17 +103,30 @@ def is_plain(function: nn.Module) -> bool:
     for part in function.modules():
         own = part.__dict__
         # On ARM, a depthwise convolution has a kernel for inference.
-        plain = is_plain_kind(type(part)) and own.get("groups", 1) == 1
-        if not plain or "forward" in own or is_compiled(part) or own["_forward_hooks"] or own["_forward_pre_hooks"]:
+        plain = _is_plain_kind(type(part)) and own.get("groups", 1) == 1 and own.keys().isdisjoint(_CALLED)
+        if not plain or is_compiled(part) or own["_forward_hooks"] or own["_forward_pre_hooks"]:
             return False
     return True
 
 
-@functools.cache
-def is_plain_kind(kind: type[nn.Module]) -> bool:
-    """Whether the ``forward`` of a class is that of such a layer."""
-    package, _, file = (getattr(kind.forward, "__module__", None) or "").rpartition(".")
-    return package == "torch.nn.modules" and file in _PLAIN and not issubclass(kind, nn.MultiheadAttention)
+_CALLED = {"forward", "_conv_forward", "_check_input_dim", "_output_padding"}
+"""What such a layer calls of itself, and a module may have replaced."""
+
+_HARMLESS = {*vars(type("_", (), {})), "__annotations__", "__init__", "__parameters__", "extra_repr"}
+"""What a class may define of its own all the same; each class has some."""
+
+
+def _is_plain_kind(kind: type[nn.Module]) -> bool:
+    """Whether a class is that of such a layer, or of one that replaces nothing of it but its making."""
+    for i, base in enumerate(kind.__mro__):
+        package, _, file = base.__module__.rpartition(".")
+        if package == "torch.nn.modules":
+            same = getattr(vars(base).get("forward"), "__module__", None) == base.__module__
+            return same and file in _PLAIN and base is not nn.MultiheadAttention
+        inherited = {name for after in kind.__mro__[i + 1 :] for name in vars(after)}
+        if not (vars(base).keys() & inherited) <= _HARMLESS:
+            return False
+    return False
 
 
 def _leaves_samples_alone(function: nn.Module) -> bool:

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 import invertible as inv
+import zoo
 from invertible import Coupling, Inverse, Recompute, Reconstruct, Sequential, Store
+from invertible._function import is_plain
 from invertible.backprop import is_replaying
 from tests.networks import Averaged, Functional, UsersAffine, assert_same, deep, function, off, outcome, with_strategy
 
@@ -167,6 +169,46 @@ class NoisyLinear(nn.Linear):
         return super().forward(x) + torch.rand(())
 
 
+class NoisyCall(nn.Linear):
+    """Noisy before its forward is reached."""
+
+    def __call__(self, x):
+        return super().__call__(x) * torch.rand(())
+
+
+class NoisyWithin(nn.Conv1d):
+    """Noisy in what forward calls."""
+
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight * torch.rand(()), bias)
+
+
+class NoisyOrder(nn.Sequential):
+    """Noisy in what it iterates over."""
+
+    def __iter__(self):
+        return reversed(list(super().__iter__())) if torch.rand(()) < 0.5 else super().__iter__()
+
+
+class Columns(nn.Module):
+    """A function of vectors by one of sequences."""
+
+    def __init__(self, convolution):
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, x):
+        return self.convolution(x[:, :, None])[:, :, 0]
+
+
+NOISY = {
+    "subclass": lambda: NoisyLinear(2, 2),
+    "call": lambda: NoisyCall(2, 2),
+    "convolution": lambda: NoisyWithin(2, 2, 1),
+    "container": lambda: NoisyOrder(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2)),
+}
+
+
 def noise_of(kind):
     """A function of torch's own layers that somebody else has made random; and what undoes it."""
     linear = nn.Linear(2, 2)
@@ -185,13 +227,25 @@ def noise_of(kind):
         undo.append(nn.modules.module.register_module_forward_hook(hook))
     elif kind == "parametrization":
         nn.utils.parametrize.register_parametrization(linear, "weight", Noisy())
-    else:
-        linear = NoisyLinear(2, 2)
+    elif kind in NOISY:
+        linear = NOISY[kind]()
+    if isinstance(linear, nn.Conv1d):
+        linear = Columns(linear)
     return nn.Sequential(linear, nn.Tanh()), undo
 
 
+@pytest.mark.parametrize("kind", NOISY)
+def test_what_replaces_a_part_of_torchs_own_layers_is_none_of_them(kind):
+    """Of these alone it is known that they compute the same with gradients and without."""
+    assert is_plain(nn.Sequential(nn.Linear(2, 2), nn.Conv1d(2, 2, 1), zoo.Bottleneck(4, 4)))
+    assert not is_plain(nn.Sequential(NOISY[kind]()))
+    replaced = nn.Conv1d(2, 2, 1)
+    replaced._conv_forward = lambda *args: args[0]
+    assert not is_plain(replaced)
+
+
 @pytest.mark.parametrize("strategy", SAVING)
-@pytest.mark.parametrize("kind", ["hook", "pre-hook", "own forward", "hook for all", "parametrization", "subclass"])
+@pytest.mark.parametrize("kind", ["hook", "pre-hook", "own forward", "hook for all", "parametrization", *NOISY])
 def test_random_numbers_that_torchs_own_layers_would_not_draw_are_drawn_again(kind, strategy):
     made, undo = zip(*(noise_of(kind) for _ in range(3)), strict=True)
     net = around(*made).double()

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import invertible as inv
@@ -364,6 +365,29 @@ def test_products_pay_where_they_are_the_work():
 
 
 # What a plan leaves alone
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # weight_norm is deprecated, and used
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.utils.weight_norm, nn.utils.spectral_norm, lambda layer: prune.l1_unstructured(layer, "weight", 0.5)],
+    ids=["weight norm", "spectral norm", "pruning"],
+)
+def test_weights_that_torchs_hooks_compute_are_computed_for_the_plan(wrap):
+    """In each shape of the input: without its hook, the weight would be that of an earlier graph."""
+
+    def gradients(strategy):
+        torch.manual_seed(0)
+        couplings = [Coupling(wrap(nn.Linear(4, 4))) for _ in range(3)]
+        net = Sequential(inv.Split(), *couplings, inv.Merge(), backprop=strategy)
+        for batch in (8, 5):
+            net(torch.randn(batch, 8)).sum().backward()
+        return {**{key: p.grad for key, p in net.named_parameters()}, **dict(net.named_buffers())}
+
+    expected = gradients(Store())
+    for budget in (Budget(10**9), Budget(1500)):
+        found = gradients(budget)
+        assert all(torch.allclose(found[key], expected[key], rtol=1e-4, atol=1e-5) for key in expected)
 
 
 def test_planning_changes_nothing_and_fires_no_hook():

@@ -28,6 +28,11 @@ from .strategies import Reconstruct, Strategy
 __all__ = ["Planner"]
 
 
+def _makes_weights(hook: Any) -> bool:
+    """Whether a hook is one by which torch's weight norm, spectral norm and pruning compute a weight."""
+    return type(hook).__module__.startswith("torch.nn.utils.")
+
+
 class Planner(Chain):
     """A chain that counts and does not compute, inside a mode in which no tensor has data."""
 
@@ -81,7 +86,7 @@ class Planner(Chain):
                 for part, before in zip(parts, true, strict=True):
                     for key, value in before.items():  # what functions take down for later has no data: not in these
                         if key in _HOOKS:
-                            part.__dict__[key] = type(value)()
+                            part.__dict__[key] = type(value)((k, h) for k, h in value.items() if _makes_weights(h))
                         elif type(value) in {dict, list, set} and key not in _HELD:
                             part.__dict__[key] = copy.copy(value)
                     part.__dict__.pop(_COMPILED, None)

@@ -1,6 +1,5 @@
 """Runs a layer again as it ran: its modes, autocast, random numbers and buffers, whatever has changed since."""
 
-import functools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -14,11 +13,10 @@ from torch.nn.parameter import is_lazy
 from invertible import _check
 from invertible._buffers import one_at_a_time, replaced_buffers, said_of_buffers, say_of_buffers
 from invertible._compiled import compiled_call, set_compiled_call
-from invertible._function import is_plain_kind
 from invertible._random import draws, may_draw
 from invertible._running import engine_runs, running
 
-from ._torch import buffers_of, compiler_stance, compiler_stance_as, has_global_hooks, sharded_modules
+from ._torch import buffers_of, compiler_stance, compiler_stance_as, sharded_modules
 
 __all__ = ["Replay", "Survey", "is_replaying"]
 
@@ -45,7 +43,7 @@ def is_replaying() -> bool:
 class Survey:
     """All that is found in some layers in one walk through their modules, which is done once per run."""
 
-    __slots__ = ("compiled", "held", "known", "lazy", "modes", "norms", "others", "random", "sharded")
+    __slots__ = ("compiled", "held", "lazy", "modes", "norms", "others", "random", "sharded")
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         self.modes: list[tuple[nn.Module, bool, Callable[..., Any] | None]] = []
@@ -54,8 +52,6 @@ class Survey:
         """Whether any was compiled."""
         self.random = False
         """Whether any draws random numbers, as far as is known."""
-        self.known = not has_global_hooks()
-        """Whether all are of torch or this library and have no hooks: of these it is known whether they draw."""
         self.lazy = False
         """Whether a parameter has no shape yet."""
         self.sharded: list[nn.Module] = []
@@ -84,8 +80,6 @@ class Survey:
                 todo += [child for child in children.values() if child is not None]
             if call is not None or "_orig_mod" in children:
                 self.compiled = True
-            if not kind.known or own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
-                self.known = False
             if (kind.may_draw or "stochastic" in own) and draws(part):
                 self.random = True
             if shards_itself and isinstance(part, shards_itself):
@@ -109,17 +103,19 @@ class _Kind(NamedTuple):
 
     may_draw: bool
     """Whether it may be one that draws random numbers; :func:`draws` tells it of a module."""
-    known: bool
-    """Whether it is torch's or this library's, and calls nothing of anybody else."""
     counts_only: bool
     """Whether it is a norm of torch, which in training writes its statistics and does not read them."""
 
 
-@functools.cache
+_kinds: WeakKeyDictionary[type[nn.Module], _Kind] = WeakKeyDictionary()
+
+
 def _kind_of(kind: type[nn.Module]) -> _Kind:
-    counts_only = issubclass(kind, _NORM) and kind.__module__.startswith("torch.nn.")
-    own = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
-    return _Kind(may_draw(kind), own or is_plain_kind(kind), counts_only)
+    known = _kinds.get(kind)
+    if known is None:
+        counts_only = issubclass(kind, _NORM) and kind.__module__.startswith("torch.nn.")
+        known = _kinds[kind] = _Kind(may_draw(kind), counts_only)
+    return known
 
 
 class Replay:
@@ -154,15 +150,12 @@ class Replay:
         """Returns ``run()``, the run that is to be replayed."""
         copies = {id(buffer): buffer.clone() for _, _, buffer in self.survey.others}  # one for all that share it
         before = [(part, key, b, b._version, copies[id(b)]) for part, key, b in self.survey.others]
-        if self.survey.known and not self.survey.random:
+        with one_at_a_time if self.survey.random else nullcontext():
+            random = self._random_state()
             result = self._run(run)
-        else:
-            with one_at_a_time if self.survey.random else nullcontext():
-                random = self._random_state()
-                result = self._run(run)
-                after = self._random_state()
-            if any(not torch.equal(a, b) for (_, a), (_, b) in zip(random, after, strict=True)):
-                self.random, self.after = random, _digest(after)
+            after = self._random_state()
+        if any(not torch.equal(a, b) for (_, a), (_, b) in zip(random, after, strict=True)):
+            self.random, self.after = random, _digest(after)
         for part, key, buffer, version, copy in before:
             same = buffers_of(part).get(key) is buffer and buffer._version == version
             if not same or (self.may_write and _writes(part, key, copy)):

@@ -23,7 +23,6 @@ __all__ = [
     "children_of",
     "compiler_stance",
     "compiler_stance_as",
-    "has_global_hooks",
     "hooks_of",
     "parameters_of",
     "parametrizations_cached",
@@ -68,7 +67,8 @@ def tape_serves() -> bool:
 @contextmanager
 def without_global_hooks() -> Generator[None]:
     """Lets no hook that was registered for all modules fire in the calls inside."""
-    every = _global_hooks()
+    kinds = ("forward_pre_hooks", "forward_hooks", "backward_pre_hooks", "backward_hooks")
+    every: list[dict[Any, Any]] = [getattr(nn.modules.module, f"_global_{kind}") for kind in kinds]
     before = [dict(hooks) for hooks in every]
     try:
         for hooks in every:
@@ -77,21 +77,6 @@ def without_global_hooks() -> Generator[None]:
     finally:
         for hooks, true in zip(every, before, strict=True):
             hooks.update(true)
-
-
-def has_global_hooks() -> bool:
-    """Whether a hook was registered for all modules."""
-    return any(_global_hooks())
-
-
-def _global_hooks() -> list[dict[Any, Any]]:
-    module = nn.modules.module
-    return [
-        module._global_forward_pre_hooks,
-        module._global_forward_hooks,
-        module._global_backward_pre_hooks,
-        module._global_backward_hooks,
-    ]
 
 
 def without_modes() -> AbstractContextManager[Any]:
