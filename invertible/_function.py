@@ -121,7 +121,7 @@ def _is_plain_kind(kind: type[nn.Module]) -> bool:
     for i, base in enumerate(kind.__mro__):
         package, _, file = base.__module__.rpartition(".")
         if package == "torch.nn.modules":
-            same = getattr(vars(base).get("forward"), "__module__", None) == base.__module__
+            same = getattr(cast("Any", base).forward, "__module__", None) == base.__module__
             return same and file in _PLAIN and base is not nn.MultiheadAttention
         inherited = {name for after in kind.__mro__[i + 1 :] for name in vars(after)}
         if not (vars(base).keys() & inherited) <= _HARMLESS:

@@ -2,17 +2,9 @@
 
 from torch import nn
 
-__all__ = ["draws", "may_draw"]
+__all__ = ["draws"]
 
 _DROPOUT: type[nn.Module] = nn.modules.dropout._DropoutNd  # pyright: ignore[reportPrivateUsage]
-
-
-_RANDOM = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, nn.MultiheadAttention, nn.RReLU, _DROPOUT)
-
-
-def may_draw(kind: type[nn.Module]) -> bool:
-    """Whether :func:`draws` can be true of a module of this class, apart from what the module says of itself."""
-    return getattr(kind, "stochastic", None) is True or issubclass(kind, _RANDOM)
 
 
 def draws(part: nn.Module) -> bool:

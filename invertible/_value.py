@@ -55,14 +55,12 @@ def graph_leaves(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
     seen = set(todo)
     while todo:
         node = todo.pop()
-        edges = node.next_functions
-        if edges:
-            for after, _ in edges:
-                if after is not None and after not in seen:
-                    seen.add(after)
-                    todo.append(after)
-        elif (variable := getattr(node, "variable", None)) is not None:
+        variable = None if node.next_functions else getattr(node, "variable", None)
+        if variable is not None:
             yield variable
+        new = {after for after, _ in node.next_functions if after is not None and after not in seen}
+        seen |= new
+        todo += new
 
 
 def describe(value: object) -> str:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from invertible import _check
 from invertible._buffers import buffers_moving
@@ -144,7 +145,7 @@ class Chain:
         given: list[Any] = list(leaves(condition))
         conditions: list[Tensor] = [t for t in given if isinstance(t, Tensor)]
         survey = Survey(layers)
-        if not all(isinstance(t, Tensor) for t in tensors) or survey.lazy:
+        if not all(isinstance(t, Tensor) for t in tensors) or any(is_lazy(p) for p in survey.held):
             with running(None):  # the layer's own error, or its very first run: plain autograd is right for it
                 return call(value, condition)
         trained = [p for p in survey.held if p.requires_grad]

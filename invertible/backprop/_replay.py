@@ -3,20 +3,19 @@
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from invertible import _check
 from invertible._buffers import one_at_a_time, replaced_buffers, said_of_buffers, say_of_buffers
-from invertible._compiled import compiled_call, set_compiled_call
-from invertible._random import draws, may_draw
+from invertible._compiled import compiled_call, is_compiled, set_compiled_call
+from invertible._random import draws
 from invertible._running import engine_runs, running
 
-from ._torch import buffers_of, compiler_stance, compiler_stance_as, sharded_modules
+from ._torch import buffers_of, children_of, compiler_stance, compiler_stance_as, parameters_of, sharded_modules
 
 __all__ = ["Replay", "Survey", "is_replaying"]
 
@@ -43,7 +42,7 @@ def is_replaying() -> bool:
 class Survey:
     """All that is found in some layers in one walk through their modules, which is done once per run."""
 
-    __slots__ = ("compiled", "held", "lazy", "modes", "norms", "others", "random", "sharded")
+    __slots__ = ("compiled", "held", "modes", "norms", "others", "random", "sharded")
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         self.modes: list[tuple[nn.Module, bool, Callable[..., Any] | None]] = []
@@ -52,8 +51,6 @@ class Survey:
         """Whether any was compiled."""
         self.random = False
         """Whether any draws random numbers, as far as is known."""
-        self.lazy = False
-        """Whether a parameter has no shape yet."""
         self.sharded: list[nn.Module] = []
         """Those that gather their parameters when they are called: ``fully_shard`` was applied to them."""
         self.held: dict[nn.Parameter, tuple[dict[str, Any], str]] = {}
@@ -65,57 +62,27 @@ class Survey:
         shards_itself = sharded_modules()
         seen: set[nn.Module] = set()
         todo = list(layers)
-        while todo:  # this loop runs for every part of a network in every step: it asks each class only once
+        while todo:
             part = todo.pop()
             if part in seen:
                 continue
             seen.add(part)
-            own = part.__dict__
-            kind = _kind_of(type(part))
-            training: bool = own["training"]
-            call: Callable[..., Any] | None = own.get("_compiled_call_impl")
-            self.modes.append((part, training, call))
-            children: dict[str, nn.Module | None] = own["_modules"]
-            if children:
-                todo += [child for child in children.values() if child is not None]
-            if call is not None or "_orig_mod" in children:
-                self.compiled = True
-            if (kind.may_draw or "stochastic" in own) and draws(part):
-                self.random = True
-            if shards_itself and isinstance(part, shards_itself):
+            todo += [child for child in children_of(part).values() if child is not None]
+            self.modes.append((part, part.training, compiled_call(part)))
+            self.compiled = self.compiled or is_compiled(part)
+            self.random = self.random or draws(part)
+            if isinstance(part, shards_itself):
                 self.sharded.append(part)
-            parameters: dict[str, nn.Parameter | None] = own["_parameters"]
-            for key, parameter in parameters.items():
+            own = parameters_of(part)
+            for key, parameter in own.items():
                 if parameter is not None:
-                    self.held[parameter] = (parameters, key)
-                    if type(parameter) is not nn.Parameter and is_lazy(parameter):
-                        self.lazy = True
-            buffers: dict[str, Tensor | None] = own["_buffers"]
+                    self.held[parameter] = (own, key)
+            buffers = buffers_of(part)
             if buffers:
-                if training and kind.counts_only:
+                if part.training and _counts_only(part):
                     self.norms.append(part)
                 else:
                     self.others += [(part, key, buffer) for key, buffer in buffers.items() if buffer is not None]
-
-
-class _Kind(NamedTuple):
-    """What is true of all modules of a class."""
-
-    may_draw: bool
-    """Whether it may be one that draws random numbers; :func:`draws` tells it of a module."""
-    counts_only: bool
-    """Whether it is a norm of torch, which in training writes its statistics and does not read them."""
-
-
-_kinds: WeakKeyDictionary[type[nn.Module], _Kind] = WeakKeyDictionary()
-
-
-def _kind_of(kind: type[nn.Module]) -> _Kind:
-    known = _kinds.get(kind)
-    if known is None:
-        counts_only = issubclass(kind, _NORM) and kind.__module__.startswith("torch.nn.")
-        known = _kinds[kind] = _Kind(may_draw(kind), counts_only)
-    return known
 
 
 class Replay:
@@ -152,7 +119,13 @@ class Replay:
         before = [(part, key, b, b._version, copies[id(b)]) for part, key, b in self.survey.others]
         with one_at_a_time if self.survey.random else nullcontext():
             random = self._random_state()
-            result = self._run(run)
+            with running(None):
+                if self.autocast:
+                    with ExitStack() as stack:
+                        self._enter_autocast(stack)
+                        result = run()
+                else:
+                    result = run()
             after = self._random_state()
         if any(not torch.equal(a, b) for (_, a), (_, b) in zip(random, after, strict=True)):
             self.random, self.after = random, _digest(after)
@@ -163,14 +136,6 @@ class Replay:
             else:
                 self.read.append((part, key, buffer, version))
         return result
-
-    def _run(self, run: Callable[[], Any]) -> Any:
-        with running(None):
-            if not self.autocast:
-                return run()
-            with ExitStack() as stack:
-                self._enter_autocast(stack)
-                return run()
 
     @contextmanager
     def again(self, *, random: bool = True) -> Generator[None]:
@@ -311,6 +276,11 @@ def _writes(part: nn.Module, key: str, before: Tensor) -> bool:
         buffer = buffers_of(part)[key]
         known[question] = buffer is not None and not buffer.is_meta and not torch.equal(buffer, before)
     return known[question]
+
+
+def _counts_only(part: nn.Module) -> bool:
+    """Whether this is a norm of torch that in training writes its statistics and does not read them."""
+    return isinstance(part, _NORM) and type(part).__module__.startswith("torch.nn.")
 
 
 def _digest(states: Sequence[tuple[torch.device, Tensor]]) -> list[int]:
