@@ -3,11 +3,12 @@
     python -m benchmarks.limit [--rounds 31] [--workloads stack irevnet_b]
 
 An operation takes at least its floating-point operations over the machine's peak rate, or the bytes of its arguments
-and results over the machine's bandwidth, whichever is longer; the sum over all operations that torch runs is the floor.
-Rate and bandwidth are the best of all rounds, of a matrix product and of a sum of two long vectors. They and all
-contenders are measured in turn, each in a process of its own on one thread. "Share" is the floor over the median CPU
-time; its 95 % bootstrap interval is that of the time. "Tiny images" is the CPU time of the same stack where there is
-next to nothing to compute. Prints tables and writes every number to runs/benchmarks/limit-TIME.json.
+and results over the machine's bandwidth, whichever is longer; the sum over all operations that torch runs is the
+roofline. Rate and bandwidth are the best of all rounds, of a matrix product, and of sums of two vectors as large as the
+operation's tensors are together or larger: caches make short ones faster. They and all contenders are measured in turn,
+each in a process of its own on one thread. "Share" is the roofline over the median CPU time; its 95 % interval is that
+of the time, by bootstrap. "Floor" and "hand" of ``benchmarks.contenders`` are written by hand for the stack. "Tiny images" is the CPU time of the same stack where there is next to nothing to compute. Prints tables and writes
+every number to runs/benchmarks/limit-TIME.json.
 """
 
 import argparse
@@ -29,7 +30,10 @@ from benchmarks.interleaved import Contender, interval, rounds, serve
 from benchmarks.report import console_of, keep
 from invertible import Coupling, InvertibleModule, Sequential
 
-STRATEGIES = ("store", "hand", "recompute", "reconstruct", "floor")
+STRATEGIES = ("store", "recompute", "reconstruct")
+BY_HAND = ("hand", "floor")
+VECTORS = tuple(2**power for power in range(12, 25, 2))
+"""Numbers of elements."""
 DEPTH = 16
 WORKLOADS = ("stack", "irevnet_b")
 TINY = (2, 96, 2, 2)
@@ -46,11 +50,17 @@ class Count(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if not func.is_view and not func._schema.name.startswith("aten::empty"):
-            tensors = {id(t): t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)}
+            read = {id(t): t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+            written = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
             flops = flop_registry.get(func._overloadpacket, lambda *_, **__: 0)
-            size = sum(t.numel() * t.element_size() for t in tensors.values())
+            size = sum(map(occupied, (*read.values(), *written)))
             self.found.append((flops(*args, **(kwargs or {}), out_val=result), size))
         return result
+
+
+def occupied(t: Tensor) -> int:
+    """Bytes in memory: of an expanded tensor, those that are there."""
+    return min(t.numel() * t.element_size(), t.untyped_storage().nbytes())
 
 
 def counted(function: Callable[[], object]) -> list[tuple[int, int]]:
@@ -136,24 +146,29 @@ def serve_machine() -> None:
     """Finds what one thread can do, when asked."""
     torch.set_num_threads(1)
     a, b, c = (torch.rand(1024, 1024) for _ in range(3))
-    long, other, result = (torch.rand(2**24) for _ in range(3))
+    vectors = [(torch.rand(count), torch.rand(count), torch.empty(count)) for count in VECTORS]
 
-    def step() -> dict[str, float]:
-        start = time.process_time()
+    def step() -> dict[str, Any]:
+        start = time.perf_counter()  # the clock of CPU time is too coarse for these
         torch.mm(a, b, out=c)
-        middle = time.process_time()
-        torch.add(long, other, out=result)
-        end = time.process_time()
-        return {"rate": 2 * 1024**3 / (middle - start), "bandwidth": 3 * 4 * 2**24 / (end - middle)}
+        rate = 2 * 1024**3 / (time.perf_counter() - start)
+        bandwidth: list[float] = []
+        for one, other, result in vectors:
+            repeats = max(1, 2**18 // len(one))
+            torch.add(one, other, out=result)
+            start = time.perf_counter()
+            for _ in range(repeats):
+                torch.add(one, other, out=result)
+            bandwidth.append(3 * 4 * len(one) * repeats / (time.perf_counter() - start))
+        return {"rate": rate, "bandwidth": bandwidth}
 
     serve({"step": step})
 
 
 def measure(which: str, count: int) -> dict[str, Any]:
     """All numbers of one workload."""
-    contenders = {
-        name: Contender("benchmarks.limit", "--serve", which, name) for name in (*STRATEGIES, "layers", "machine")
-    }
+    names = (*STRATEGIES, *(BY_HAND if which == "stack" else ()), "layers", "machine")
+    contenders = {name: Contender("benchmarks.limit", "--serve", which, name) for name in names}
     try:
         about = {name: each.ask("about") for name, each in contenders.items() if name != "machine"}
         times = rounds(contenders, "step", count)
@@ -161,7 +176,8 @@ def measure(which: str, count: int) -> dict[str, Any]:
         for each in contenders.values():
             each.close()
     machine = times.pop("machine")
-    rate, bandwidth = (max(t[key] for t in machine) for key in ("rate", "bandwidth"))
+    rate = max(t["rate"] for t in machine)
+    bandwidth = [max(t["bandwidth"][i] for t in machine) for i in range(len(VECTORS))]
     layers = times.pop("layers")
     found: dict[str, Any] = {"rate": rate, "bandwidth": bandwidth, "layers": [], "strategies": {}}
     for i, (name, number, operations) in enumerate(about.pop("layers")):
@@ -170,15 +186,21 @@ def measure(which: str, count: int) -> dict[str, Any]:
     for name, operations in about.items():
         row = roofline(operations, rate, bandwidth, [t["step"] for t in times[name]])
         tiny = [t["tiny"] for t in times[name] if "tiny" in t]
-        floors = [t["step"] for t in times["floor"]]
-        versus = interval([t["step"] / floor for t, floor in zip(times[name], floors, strict=True)])
-        found["strategies"][name] = {**row, "tiny": tiny, "to_floor": versus}
+        others = times["floor" if "floor" in times else "store"]
+        versus = interval([t["step"] / other["step"] for t, other in zip(times[name], others, strict=True)])
+        found["strategies"][name] = {**row, "tiny": tiny, "versus": versus}
     return found
 
 
-def roofline(operations: list[tuple[int, int]], rate: float, bandwidth: float, times: list[float]) -> dict[str, Any]:
+def roofline(
+    operations: list[tuple[int, int]], rate: float, bandwidth: list[float], times: list[float]
+) -> dict[str, Any]:
     """What a row of a table says."""
-    floor = sum(max(flops / rate, size / bandwidth) for flops, size in operations)
+
+    def best(size: int) -> float:
+        return max(b for count, b in zip(VECTORS, bandwidth, strict=True) if 12 * count >= min(size, 12 * VECTORS[-1]))
+
+    floor = sum(max(flops / rate, size / best(size)) for flops, size in operations)
     middle, low, high = interval(times)
     return {
         "flops": sum(flops for flops, _ in operations),
@@ -218,15 +240,17 @@ def main() -> None:
     for which in options.workloads:
         print(which, file=sys.stderr)
         found = results[which] = measure(which, options.rounds)
-        head = ("GFLOP", "MiB", "floor, ms", "time, ms", "share of the floor")
-        machine = f"{found['rate'] / 1e9:.0f} GFLOP/s, {found['bandwidth'] / 1e9:.1f} GB/s"
+        head = ("GFLOP", "MiB", "roofline, ms", "time, ms", "share")
+        fast, slow = max(found["bandwidth"]) / 1e9, found["bandwidth"][-1] / 1e9
+        machine = f"{found['rate'] / 1e9:.0f} GFLOP/s, {fast:.0f} GB/s in caches, {slow:.0f} GB/s in memory"
         table = Table("stream of a coupling", "layers", *head, title=f"{which}, each layer alone, Store(): {machine}")
         for row in found["layers"]:
             table.add_row(row["name"], str(row["number"]), *cells(row))
         console.print(table)
-        table = Table("", *head, "to floor, time", "tiny images, ms", title=f"{which}, a whole step")
+        other = "floor" if "floor" in found["strategies"] else "store"
+        table = Table("", *head, f"time / {other}", "tiny images, ms", title=f"{which}, a whole step")
         for name, row in found["strategies"].items():
-            versus = "{:.2f} [{:.2f}, {:.2f}]".format(*row["to_floor"])
+            versus = "{:.2f} [{:.2f}, {:.2f}]".format(*row["versus"])
             tiny = f"{1000 * statistics.median(row['tiny']):.0f}" if row["tiny"] else ""
             table.add_row(name, *cells(row), versus, tiny)
         console.print(table)

@@ -98,7 +98,10 @@ def largest(count: Callable[[int], int], few: int, more: int) -> tuple[int, int 
     first, second = count(few), count(more)
     slope = (second - first) / (more - few)
     size = few + math.floor((MEMORY - first) / slope)
-    return size, count(size) if size <= 1000 else None
+    found = count(size) if size <= 1000 else None
+    if found is not None and found > MEMORY:
+        raise ArithmeticError(f"{size} blocks do not fit: bytes do not grow linearly")
+    return size, found
 
 
 def deepest(name: str) -> tuple[int, int | None]:
@@ -112,7 +115,7 @@ def deepest(name: str) -> tuple[int, int | None]:
 
 
 def widest(name: str) -> tuple[int, int]:
-    """Side of the largest square image that i-RevNet (b) trains on, one at a time."""
+    """Side of the largest square image that the body of i-RevNet (b) trains on, one at a time."""
 
     def count(side: int) -> int:
         with torch.device("meta"):
@@ -171,7 +174,7 @@ def main() -> None:
             table.add_row(f"{name}, MiB", *(f"{b / 2**20:.1f}" for b in row["bytes"][axis]), f"{of_bytes:.2f}")
         console.print(table)
     fits = {name: {"depth": deepest(name), "side": widest(name)} for name in ("store", "recompute", "reconstruct")}
-    table = Table("", "blocks", "side of an image for i-RevNet (b)", title="what fits in 24 GiB")
+    table = Table("", "blocks", "side of an image for the body of i-RevNet (b)", title="what fits in 24 GiB")
     for name, row in fits.items():
         table.add_row(name, f"{row['depth'][0]:,}", str(row["side"][0]))
     console.print(table)

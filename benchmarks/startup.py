@@ -2,9 +2,9 @@
 
     python -m benchmarks.startup [--starts 31]
 
-Each figure is CPU time in a fresh process on one thread, the median of all with its 95 % bootstrap interval. The import
-is that of ``invertible`` after torch, from compiled bytecode, as ``pip`` installs it. "Layers alone" builds as many of
-torch's modules as the network has, and nothing around them. Prints a table and writes every number to
+Each figure is CPU time on one thread, the median over fresh processes with its 95 % bootstrap interval. The import is
+that of ``invertible`` after torch, from compiled bytecode, as ``pip`` installs it. "Layers alone" builds the network's
+convolutions, norms and ReLUs, and nothing around them. Prints a table and writes every number to
 runs/benchmarks/startup-TIME.json.
 """
 
