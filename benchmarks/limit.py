@@ -4,10 +4,11 @@
 
 An operation takes at least its floating-point operations over the machine's peak rate, or the bytes of its arguments
 and results over the machine's bandwidth, whichever is longer; the sum over all operations that torch runs is the
-roofline. Rate and bandwidth are the best of all rounds, of a matrix product, and of sums of two vectors as large as the
-operation's tensors are together or larger: caches make short ones faster. They and all contenders are measured in turn,
-each in a process of its own on one thread. "Share" is the roofline over the median CPU time; its 95 % interval is that
-of the time, by bootstrap. "Floor" and "hand" of ``benchmarks.contenders`` are written by hand for the stack. "Tiny images" is the CPU time of the same stack where there is next to nothing to compute. Prints tables and writes
+roofline. Rate and bandwidth are the best of all rounds, of a matrix product, and of sums of two vectors as large as
+the operation's tensors are together or larger: caches make short ones faster. They and all contenders are measured in
+turn, each in a process of its own on one thread. "Share" is the roofline over the median CPU time; its 95 % interval
+is that of the time, by bootstrap. "Floor" and "hand" of ``benchmarks.contenders`` are written by hand for the stack.
+"Tiny images" is the CPU time of the same stack where there is next to nothing to compute. Prints tables and writes
 every number to runs/benchmarks/limit-TIME.json.
 """
 
