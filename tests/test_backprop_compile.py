@@ -469,7 +469,7 @@ def fused_alike(backend, dtypes, shapes):
 
 def test_fused_sums_are_those_of_the_grid():
     torch.compiler.reset()
-    fused_alike("aot_eager", [torch.float64, torch.bfloat16], [(3, 8, 4, 4)])
+    fused_alike("aot_eager", [torch.bfloat16], [(3, 8, 4, 4)])
 
 
 @pytest.mark.slow

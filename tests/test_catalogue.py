@@ -19,6 +19,7 @@ HELPERS = {
     "_buffers",
     "_compiled",
     "_function",
+    "_fused",
     "_noise",
     "_products",
     "_random",

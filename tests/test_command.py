@@ -77,6 +77,7 @@ def test_evaluate_prints_the_same_figures_again(trained):
     assert [line for line in again.splitlines() if line.startswith("│ ") and "training" not in line] == figures
 
 
+@pytest.mark.slow
 def test_invert_runs_photographs_backwards(trained):
     folder, _ = trained
     for name, pixels in zip(("temple.png", "flower.jpg"), load_sample_images().images, strict=True):
@@ -233,6 +234,7 @@ def test_help_reads_well(tmp_path):
         assert f"--{option}" in out
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_learnt_and_says_how_to_go_on(tmp_path):
     options = ["--epochs", "2", *QUICK[:2], "--workers", "1", "--output", "runs/cut"]
     process = subprocess.Popen(
