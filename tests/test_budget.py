@@ -77,15 +77,17 @@ def drawn_stages(draw, most=8):
         return next(tensors), storage
 
     streams = [new(), new()]
+    beside = [new() for _ in range(draw(st.integers(0, 1)))]  # what the first layer makes, and the last one takes
     for _ in range(draw(st.integers(1, most))):
         given = tuple(streams)
-        if draw(st.integers(0, 4)) == 0:
+        if stages and draw(st.integers(0, 4)) == 0:
             streams = [(next(tensors), s) if draw(st.booleans()) else new() for _, s in reversed(streams)]
             options = [Option("move", 0, 0, frozenset(), draw(size), draw(size))]
             stages.append(Stage(options, given, tuple(streams), moves=True))
             continue
         streams = [(next(tensors), given[1][1]), new()]
-        mine = [s for _, s in (*given, *streams)]
+        made = (*streams, *(() if stages else beside))
+        mine = [s for _, s in (*given, *made)]
         held = frozenset(s for s in mine if draw(st.booleans()))
         inside = draw(size)
         store = Option("store", 0, inside, held, draw(size), inside + draw(size), keeps_input=True)
@@ -96,7 +98,12 @@ def drawn_stages(draw, most=8):
             options.append(
                 Option("back", draw(size), inside, frozenset(), draw(size), inside + draw(size), needs_output=True)
             )
-        stages.append(Stage(options, given, tuple(streams)))
+        waiting = frozenset(s for _, s in beside) if stages else frozenset()
+        stages.append(Stage(options, given, made, waiting=waiting))
+    if beside:
+        given = (*streams, *beside)
+        end = Option("move", 0, 0, frozenset(), draw(size), draw(size))
+        stages.append(Stage([end], given, tuple((next(tensors), s) for _, s in given), moves=True))
     return stages, sizes
 
 
@@ -105,14 +112,15 @@ def bytes_and_work(stages, sizes, options):
     kept, awaited, held, peak = set(), set(), 0, 0
     for stage, option in zip(stages, options, strict=True):
         before = held + sum(sizes[s] for s in kept)
-        entering = sum(sizes[s] for s in {s for _, s in stage.inputs} - kept)
+        entering = sum(sizes[s] for s in ({s for _, s in stage.inputs} | stage.waiting) - kept)
+        waits = sum(sizes[s] for s in stage.waiting - kept)  # and so does its gradient, in backward
         peak = max(peak, before + entering + option.forward)
         waiting = {t for t, _ in stage.inputs if t in awaited}
         kept |= option.keeps | ({s for t, s in stage.inputs if t in waiting} if option.keeps_input else set())
         held += option.inside
         if option.needs_output or (stage.moves and waiting):
             awaited |= {t for t, _ in stage.outputs}
-        peak = max(peak, held + sum(sizes[s] for s in kept) + option.backward - option.inside)
+        peak = max(peak, held + sum(sizes[s] for s in kept) + option.backward - option.inside + 2 * waits)
     kept |= {s for t, s in stages[-1].outputs if t in awaited}
     total = held + sum(sizes[s] for s in kept)
     return max(peak, total), sum(option.work for option in options), total

@@ -129,6 +129,7 @@ def _without_work(stage: Stage) -> Stage:
 def _ways(stages: Sequence[Stage], sizes: dict[int, int], budget: float, fixed: int) -> list[_Way]:
     """The best ways through all layers: none is worse than another in bytes and in work."""
     last = {storage: i for i, stage in enumerate(stages) for _, storage in (*stage.inputs, *stage.outputs)}
+    last |= {storage: len(stages) for stage in stages[-1:] for _, storage in stage.outputs}  # it may be kept at the end
     states: dict[_Known, list[_Way]] = {_Known(frozenset(), frozenset()): [_Way(fixed, 0, fixed)]}
     few = sum(not stage.moves for stage in stages) <= _FEW
     most = None if few else max(64, _WAYS // len(stages))
