@@ -20,6 +20,8 @@ CONTENDERS = (
 )  # fmt: skip
 BUDGETS = tuple(f"budget_{ninths}" for ninths in (0, 1, 2, 3, 5, 7))
 """So many ninths of the way from the least possible bytes to those of storing everything."""
+STACKS = {"stack": (16, 96, 28, 28), "large": (8, 192, 56, 56)}
+"""Shapes of the images that stacks of bottlenecks are given."""
 OURS = (
     "store", "recompute", "recompute_sqrt", "reconstruct", "store_compiled", "reconstruct_compiled", "exact",
     "exact_compiled", *BUDGETS,
@@ -200,9 +202,10 @@ class Stages(nn.Module):
 def workload(which: str, name: str, depth: int) -> tuple[nn.Module, Tensor]:
     """A network, with the same weights for every contender, and its input."""
     torch.manual_seed(0)
-    if which == "stack":
-        net = stack(name, [bottleneck(48) for _ in range(depth)])
-        x = torch.randn(16, 96, 28, 28)
+    if which in STACKS:
+        shape = STACKS[which]
+        net = stack(name, [bottleneck(shape[1] // 2) for _ in range(depth)])
+        x = torch.randn(shape)
         limit(name, net, x)
         return net, x
     body, x = zoo.irevnet_b(), torch.rand(8, 3, 128, 128)

@@ -1,13 +1,13 @@
 """How far a training step is from what the machine can do: a roofline for every layer, and for every strategy.
 
-    python -m benchmarks.limit [--rounds 31] [--workloads stack irevnet_b]
+    python -m benchmarks.limit [--rounds 31] [--workloads stack large irevnet_b]
 
 An operation takes at least its floating-point operations over the machine's peak rate, or the bytes of its arguments
 and results over the machine's bandwidth, whichever is longer; the sum over all operations that torch runs is the
 roofline. Rate and bandwidth are the best of all rounds, of a matrix product, and of sums of two vectors as large as
 the operation's tensors are together or larger: caches make short ones faster. They and all contenders are measured in
 turn, each in a process of its own on one thread. "Share" is the roofline over the median CPU time; its 95 % interval
-is that of the time, by bootstrap. "Floor" and "hand" of ``benchmarks.contenders`` are written by hand for the stack.
+is that of the time, by bootstrap. "Floor" and "hand" of ``benchmarks.contenders`` are written by hand for the stacks.
 "Tiny images" is the CPU time of the same stack where there is next to nothing to compute. Prints tables and writes
 every number to runs/benchmarks/limit-TIME.json.
 """
@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.contenders import workload
+from benchmarks.contenders import STACKS, workload
 from benchmarks.interleaved import Contender, interval, rounds, serve
 from benchmarks.report import console_of, keep
 from invertible import Coupling, InvertibleModule, Sequential
@@ -36,9 +36,9 @@ BY_HAND = ("hand", "floor")
 VECTORS = tuple(2**power for power in range(12, 25, 2))
 """Numbers of elements."""
 DEPTH = 16
-WORKLOADS = ("stack", "irevnet_b")
-TINY = (2, 96, 2, 2)
-"""Shape of images of the stack that are next to nothing; in i-RevNet (b) the weights alone are work."""
+WORKLOADS = (*STACKS, "irevnet_b")
+TINY = 2
+"""Images and their pixels per side, of a stack, that are next to nothing; in i-RevNet (b) the weights alone are work."""
 
 
 class Count(TorchDispatchMode):
@@ -125,8 +125,8 @@ def serve_strategy(which: str, name: str) -> None:
     net, x = workload(which, name, DEPTH)
     x.requires_grad_()
     inputs = {"step": x}
-    if which == "stack":
-        inputs["tiny"] = torch.rand(TINY, requires_grad=True)
+    if which in STACKS:
+        inputs["tiny"] = torch.rand(TINY, x.shape[1], TINY, TINY, requires_grad=True)
 
     def run(x: Tensor) -> None:
         net(x).square().mean().backward()
@@ -168,7 +168,7 @@ def serve_machine() -> None:
 
 def measure(which: str, count: int) -> dict[str, Any]:
     """All numbers of one workload."""
-    names = (*STRATEGIES, *(BY_HAND if which == "stack" else ()), "layers", "machine")
+    names = (*STRATEGIES, *(BY_HAND if which in STACKS else ()), "layers", "machine")
     contenders = {name: Contender("benchmarks.limit", "--serve", which, name) for name in names}
     try:
         about = {name: each.ask("about") for name, each in contenders.items() if name != "machine"}

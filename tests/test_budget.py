@@ -424,6 +424,7 @@ def test_planning_changes_nothing_and_fires_no_hook():
     assert fired
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler looks at it
 def test_a_new_situation_is_planned_anew(monkeypatch):
     net, x = dense(3), torch.randn(8, 512)
     made = []
@@ -434,6 +435,8 @@ def test_a_new_situation_is_planned_anew(monkeypatch):
         lambda: net(x),
         lambda: net(x[:4]),
         lambda: net(x.clone().requires_grad_()),
+        lambda: net(x.t().contiguous().t()),
+        lambda: torch.autocast("cpu", torch.bfloat16)(net)(x),
         lambda: net.eval()(x),
         lambda: net.train().requires_grad_(False)[1].requires_grad_() and net(x),
     ]
@@ -444,6 +447,9 @@ def test_a_new_situation_is_planned_anew(monkeypatch):
     with torch.no_grad():
         net(torch.randn(2, 512))
     assert len(made) == len(changes)
+    net.compile_functions(backend="aot_eager")
+    net(x)
+    assert len(made) == len(changes) + 1
 
 
 @pytest.mark.slow
