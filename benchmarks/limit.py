@@ -38,7 +38,7 @@ VECTORS = tuple(2**power for power in range(12, 25, 2))
 DEPTH = 16
 WORKLOADS = (*STACKS, "irevnet_b")
 TINY = 2
-"""Images and their pixels per side, of a stack, that are next to nothing; in i-RevNet (b) the weights alone are work."""
+"""Images, and pixels per side, that are next to nothing for a stack; in i-RevNet (b) the weights alone are work."""
 
 
 class Count(TorchDispatchMode):
