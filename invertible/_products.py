@@ -54,13 +54,13 @@ class Keeper(Products):
         result = run()
         if position in self.positions:
             self.what[position] = what
-            self._found.append((result.detach(), result._version))
+            self._found.append((result, result._version))  # not detached, which here has a version of its own
         return result
 
     def kept(self) -> list[Tensor]:
         """What was found, for the caller to hold; nothing if the function wrote into any of it."""
         found, self._found = self._found, []
-        return [t for t, _ in found] if all(t._version == version for t, version in found) else []
+        return [t.detach() for t, _ in found] if all(t._version == version for t, version in found) else []
 
 
 class Player(Products):

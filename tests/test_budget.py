@@ -17,7 +17,7 @@ from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import invertible as inv
-from invertible import Budget, Coupling, Inverse, Recompute, Reconstruct, Sequential, Store
+from invertible import Budget, Coupling, Inverse, Recompute, Reconstruct, Sequential, Store, _products
 from invertible._value import leaves
 from invertible.backprop import Choice, _budget, _knapsack
 from invertible.backprop._knapsack import Option, Stage, cheapest, least_peak, peak_of
@@ -351,13 +351,23 @@ def test_kept_products_are_not_computed_again():
 
 def test_a_product_that_is_written_to_is_not_kept():
     torch.manual_seed(0)
-    layers = [Coupling(nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 8))) for _ in range(4)]
+    layers = [Coupling(nn.Sequential(nn.Linear(8, 8), nn.ELU(inplace=True), nn.Linear(8, 8))) for _ in range(4)]
     net, x = Sequential(inv.Split(), *layers, inv.Merge(), grid="exact"), torch.randn(4, 16)
-    assert not any(row.products for budget in (6000, 8000) for row in plan_of(net, x, budget).rows)
     net.backprop = Store()
     expected, _ = outcome(net, x)
     _, found = with_products(net, x, (0,))  # as if a plan had been wrong
     assert_same(found, expected, 0)
+    assert not any(row.products for row in plan_of(*wide(nn.ELU(inplace=True))).rows)
+
+
+def test_another_product_in_the_same_place_is_computed():
+    a, b, wide = torch.randn(3, 3), torch.randn(3, 3), torch.randn(3, 9)
+    keeper = _products.Keeper(frozenset({0, 1}))
+    with keeper:
+        a @ b, b @ a
+    with _products.Player(keeper, [torch.zeros(3, 3), torch.ones(3, 3)]):
+        assert (a @ wide).any()
+        assert (b @ a == 1).all()
 
 
 def plan_of(net, x, budget):
@@ -365,13 +375,20 @@ def plan_of(net, x, budget):
     return net.plan(x)
 
 
-def test_products_pay_where_they_are_the_work():
+def wide(*last):
+    """A network whose products are worth keeping, an input, and a budget for a tensor per layer."""
     torch.manual_seed(0)
-    wide = [Coupling(nn.Sequential(nn.Linear(64, 1024), nn.SiLU(), nn.Linear(1024, 64))) for _ in range(10)]
-    net, x = Sequential(inv.Split(), *wide, inv.Merge()), torch.randn(32, 128)
+    parts = [(nn.Linear(64, 1024), nn.SiLU(), nn.Linear(1024, 64), *copy.deepcopy(last)) for _ in range(10)]
+    net = Sequential(inv.Split(), *(Coupling(nn.Sequential(*each)) for each in parts), inv.Merge())
+    x = torch.randn(32, 128)
     net.backprop = Reconstruct()
+    return net, x, net.plan(x).peak + 10 * 32 * 64 * 4
+
+
+def test_products_pay_where_they_are_the_work():
+    net, x, budget = wide()
     flat = net.plan(x)
-    some = plan_of(net, x, flat.peak + 10 * 32 * 64 * 4)
+    some = plan_of(net, x, budget)
     assert any(row.products == (1,) for row in some.rows)  # narrow, and half of the work
     assert some.work < flat.work
 
@@ -561,14 +578,14 @@ def test_other_ways_through_a_network():
 
 
 def test_compiled_functions_are_planned_as_if_they_were_not():
-    net, x = dense(3), torch.randn(8, 512)
-    net.backprop = Budget(10**9)
-    before = net.plan(x)
+    net, x, budget = wide()
+    before = plan_of(net, x, 10**9)
+    assert any(row.products for row in plan_of(net, x, budget).rows)
     net.compile_functions(backend="aot_eager")
-    after = net.plan(x)
+    assert not any(row.products for row in plan_of(net, x, budget).rows)
+    after = plan_of(net, x, 10**9)
     assert [row.what for row in before.rows] == [row.what for row in after.rows]
-    net.backprop = Budget(before.least + 10_000)
-    assert not any(row.products for row in net.plan(x).rows)
+    net.backprop = Budget(budget)
     step(net, x)
 
 

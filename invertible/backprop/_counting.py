@@ -96,7 +96,7 @@ class Lister(Products):
         before = self._watch.work
         result = cast("Tensor", run())
         self.found.append((self._watch.work - before, bytes_of([result])))
-        self._results.append((result.detach(), result._version))
+        self._results.append((result, result._version))  # not detached, which here has a version of its own
         return result
 
     def written(self) -> bool:
