@@ -69,13 +69,13 @@ def measure(which: str, names: list[str], count: int, *, slope: bool = True) -> 
     contenders = {name: Contender("benchmarks.backprop", "--serve", which, name) for name in names}
     found: dict[str, Any] = {}
     try:
-        memory = {name: each.ask("memory") for name, each in contenders.items()}
+        memory: dict[str, Any] = {}
         slopes: dict[str, float] = {}
-        if slope and which == "stack":
-            slopes = {
-                name: (each.ask("deeper") - memory[name]["peak"]) / (DEEPER - DEPTH)
-                for name, each in contenders.items()
-            }
+        for name, each in contenders.items():
+            memory[name] = each.ask("memory")
+            if slope and which == "stack":
+                slopes[name] = (each.ask("deeper") - memory[name]["peak"]) / (DEEPER - DEPTH)
+            each.close()  # the profiler has made it large; to take turns they start anew
         times = rounds(contenders, "step", count)
     finally:
         for each in contenders.values():

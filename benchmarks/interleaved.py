@@ -22,12 +22,11 @@ class Contender:
 
     def __init__(self, *arguments: str) -> None:
         self.arguments = arguments
-        self.restart()
+        self.process: subprocess.Popen[str] | None = None
 
     def restart(self) -> None:
         """Starts the process, anew if there is one."""
-        if hasattr(self, "process"):
-            self.close()
+        self.close()
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", *self.arguments],
             stdin=subprocess.PIPE,
@@ -38,7 +37,9 @@ class Contender:
 
     def ask(self, command: str) -> Any:
         """Sends a command and waits for the answer."""
-        if self.process.stdin is None or self.process.stdout is None:
+        if self.process is None:
+            self.restart()
+        if self.process is None or self.process.stdin is None or self.process.stdout is None:
             raise RuntimeError("no pipes")
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
@@ -48,10 +49,12 @@ class Contender:
         return json.loads(line)
 
     def close(self) -> None:
-        """Ends the process."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self.process.wait()
+        """Ends the process, if there is one."""
+        if self.process is not None:
+            if self.process.stdin is not None:
+                self.process.stdin.close()
+            self.process.wait()
+            self.process = None
 
 
 def serve(answers: dict[str, Any]) -> None:
