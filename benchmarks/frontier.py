@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from rich.table import Table
 
 from benchmarks.backprop import measure, ratio
@@ -67,8 +68,11 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
             axes.errorbar(x, y, yerr=(low, high), fmt=marker + line, capsize=2, markersize=5, label=label)
             if label != "budgets":
                 for name, left, up in zip((n for n in names if n in rows), x, y, strict=True):
-                    axes.annotate(name, (left, up), xytext=(5, 4), textcoords="offset points", fontsize=7)
+                    place = (5, 4) if label == "strategies" else (5, -10)  # or they would cover each other
+                    axes.annotate(name, (left, up), xytext=place, textcoords="offset points", fontsize=7)
         axes.set(title=TITLES[which], xlabel="peak, MiB", ylabel="time of a step, in ratio to Store()", xscale="log")
+        axes.set_xticks([25, 50, 100, 200], ["25", "50", "100", "200"])
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(path)
