@@ -364,7 +364,7 @@ def test_another_product_in_the_same_place_is_computed():
     a, b, wide = torch.randn(3, 3), torch.randn(3, 3), torch.randn(3, 9)
     keeper = _products.Keeper(frozenset({0, 1}))
     with keeper:
-        a @ b, b @ a
+        _ = a @ b, b @ a
     with _products.Player(keeper, [torch.zeros(3, 3), torch.ones(3, 3)]):
         assert (a @ wide).any()
         assert (b @ a == 1).all()
@@ -464,9 +464,15 @@ def test_a_new_situation_is_planned_anew(monkeypatch):
     with torch.no_grad():
         net(torch.randn(2, 512))
     assert len(made) == len(changes)
-    net.compile_functions(backend="aot_eager")
+    net._modules["3"] = net[2]
     net(x)
     assert len(made) == len(changes) + 1
+    net._modules["2"] = net[1]  # the same layers, but the other one twice
+    net(x)
+    assert len(made) == len(changes) + 2
+    net.compile_functions(backend="aot_eager")
+    net(x)
+    assert len(made) == len(changes) + 3
 
 
 @pytest.mark.slow

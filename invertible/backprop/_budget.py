@@ -143,10 +143,12 @@ def _situation(net: nn.Module, x: Value, condition: Value | None) -> tuple[Any, 
         part = todo.pop()
         if part not in seen:
             seen[part] = None
-            todo += [child for child in children_of(part).values() if child is not None]
+            children = [child for child in children_of(part).values() if child is not None]
+            todo += children
             held = tuple(
                 None if t is None else (t.shape, t.dtype, t.device, t.requires_grad)
                 for t in (*parameters_of(part).values(), *buffers_of(part).values())
             )
-            parts.append((id(part), part.training, compiled_call(part) is None, held))
+            # Which children in which order, too: a layer may be in several places.
+            parts.append((id(part), tuple(map(id, children)), part.training, compiled_call(part) is None, held))
     return (inputs, others, autocast, tuple(parts), net.grid), [part for part in seen if part is not net]
