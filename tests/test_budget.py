@@ -7,13 +7,17 @@ import random
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils import prune
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import invertible as inv
@@ -193,6 +197,25 @@ def test_bytes_are_those_counted(strategy, grid):
     plan = net.plan(x)
     assert plan.peak == pytest.approx(counted_peak(net, x), rel=0.1)
     assert plan.least <= plan.peak <= plan.most * 1.001
+
+
+@pytest.mark.parametrize("trained", [0, 1, 3])
+def test_what_runs_before_the_first_trained_layer_is_counted(trained):
+    torch.manual_seed(0)
+    layers = [Coupling(Dense(128, 4096 if i < 3 else 64)) for i in range(3 + trained)]
+    net, x = Sequential(inv.Split(), *layers, inv.Merge(), backprop=Store()), torch.randn(256, 256)
+    for layer in layers[:3]:
+        layer.requires_grad_(False)
+    plan = net.plan(x)
+    with torch.no_grad():  # or the loss has nothing to differentiate
+        alone = measure_memory(lambda: net(x))[1].peak
+    counted = counted_peak(net, x) if trained else alone
+    assert counted >= 3 * 2**20
+    assert plan.peak == pytest.approx(counted, rel=0.1)
+    assert [row.choice for row in plan.rows][:3] == [Choice.UNTRAINED] * 3
+    with pytest.raises(ValueError, match=f"needs {plan.least} bytes"):
+        Sequential(*net, backprop=Budget(plan.least - 1))(x)
+    assert Sequential(*net, backprop=Budget(plan.least)).plan(x).peak == plan.least
 
 
 @pytest.mark.parametrize("grid", [None, pytest.param("exact", marks=pytest.mark.slow)])
@@ -439,6 +462,40 @@ def test_planning_changes_nothing_and_fires_no_hook():
         assert torch.equal(t, values)
     net(x)
     assert fired
+
+
+def test_a_plan_is_made_where_parametrizations_are_cached():
+    net, x = dense(4, backprop=Store()), torch.randn(16, 512)
+    parametrizations.orthogonal(net[1].function[2])
+    with parametrize.cached():
+        weight = net[1].function[2].weight
+        plan = net.plan(x)
+        assert net[1].function[2].weight is weight
+    assert str(plan) == str(net.plan(x))
+
+
+def test_hooks_on_saved_tensors_do_not_see_the_planning():
+    net, x = dense(4, backprop=Store()), torch.randn(16, 512, requires_grad=True)
+    plan = net.plan(x)
+    budget = Budget((plan.least + plan.most) // 2)
+
+    def trained(call):
+        with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            y = call(x)
+        y.square().mean().backward()
+        gradients = {"x": x.grad, **{key: p.grad for key, p in net.named_parameters()}}
+        net.zero_grad()
+        x.grad = None
+        return gradients
+
+    saved = []
+    expected = trained(net)
+    for surround in (lambda x: net(x), lambda x: checkpoint(net, x, use_reentrant=False)):
+        net.backprop = replace(budget, bytes=budget.bytes + 1)  # a budget that has no plan yet
+        budget = net.backprop
+        assert_same(trained(surround), expected, 1e-5)
+    assert saved
+    assert not any(isinstance(t, FakeTensor) for t in saved)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler looks at it

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -9,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parameter import is_lazy
 
 from invertible._compiled import compiled_call
@@ -18,9 +20,16 @@ from invertible._value import Value, leaves
 
 from ._chain import Layer
 from ._counting import storage_of
-from ._knapsack import Option, cheapest, kept_by, least_peak, peak_of
+from ._knapsack import Option, Stage, cheapest, kept_by, least_peak, peak_of
 from ._planner import Planner
-from ._torch import buffers_of, children_of, parameters_of, without_global_hooks, without_modes
+from ._torch import (
+    buffers_of,
+    children_of,
+    parameters_of,
+    without_cached_parametrizations,
+    without_global_hooks,
+    without_modes,
+)
 from .plan import Choice, Decision, Plan, PlanRow
 from .strategies import Budget, Recompute, Reconstruct, Store, Strategy
 
@@ -29,6 +38,8 @@ __all__ = ["decisions", "planned"]
 Walk = Callable[[Any], Any]
 
 Decisions = list[tuple[Layer, Decision]]
+
+_UNCHOSEN = (Choice.MOVE, Choice.UNTRAINED)
 
 MOST = 64
 """Plans that are remembered for a network."""
@@ -49,7 +60,7 @@ def decisions(net: Layer, strategy: Budget, walk: Walk, x: Value, method: str, c
         if len(known) == MOST:
             known.pop(next(iter(known)))
         # With the modules, or new ones might get their numbers.
-        known[key] = [each for each in chosen if each[1].choice is not Choice.MOVE], inside
+        known[key] = [each for each in chosen if each[1].choice not in _UNCHOSEN], inside
     return known[key][0]
 
 
@@ -90,6 +101,8 @@ class _Counted:
         with ExitStack() as stack:
             stack.enter_context(without_modes())
             stack.enter_context(without_global_hooks())
+            stack.enter_context(without_cached_parametrizations())
+            stack.enter_context(saved_tensors_hooks(Tensor.detach, Tensor.detach))  # no hooks around see what is saved
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.autograd.set_detect_anomaly(False))
             for kind in _kinds_of(x):  # casts that are remembered would be missing where they are made again
@@ -103,10 +116,19 @@ class _Counted:
             result = walk(planner.enter(x, given=net.grid is None))
         outputs = {storage_of(t) for t in leaves(result[0] if method.endswith("log_det") else result)}
         self.net = net
-        self.names, self.layers, self.stages, self.work = planner.names, planner.layers, planner.stages, planner.work
+        self.names, self.layers, self.work = planner.names, planner.layers, planner.work
         self.fixed = sum(planner.sizes.get(storage, 0) for storage in outputs) + planner.shared()
         """The output is there as long as the loss needs it."""
         self.sizes = planner.sizes | dict.fromkeys(outputs, 0)
+        self.stages = [self._without_output(stage, planner.sizes) for stage in planner.stages]
+
+    def _without_output(self, stage: Stage, sizes: dict[int, int]) -> Stage:
+        """Before anything is trained there is nothing yet of what is fixed."""
+        if stage.options[0].choice.choice is not Choice.UNTRAINED:
+            return stage
+        there = {storage for _, storage in stage.inputs} | stage.waiting
+        more = sum(sizes[s] - self.sizes[s] for s in there) - self.fixed
+        return stage.only(replace(stage.options[0], forward=stage.options[0].forward + more))
 
     def chosen(self, strategy: Strategy) -> Sequence[Option]:
         """An option for each layer."""

@@ -159,8 +159,7 @@ class Chain:
             for link in links:
                 if link.cell is not None:  # a stream that has no gradient, as integers: nobody will reconstruct it
                     link.cell.keep(link.tensor)
-            with running(None):
-                result = call(value, condition)
+            result = self._run_untracked(call, value, condition)
             self._remember(first, leaves(result[0] if method.endswith("log_det") else result), fresh_after)
             return result
         decision = None if free else self._decision(first)
@@ -198,6 +197,10 @@ class Chain:
         self._remember(first, outputs[:count], fresh_after, step.out_cells)
         result = rebuilt(step.output, iter(outputs))
         return (result, outputs[count]) if step.log_det else result
+
+    def _run_untracked(self, call: Call, value: Any, condition: Any) -> Any:
+        with running(None):
+            return call(value, condition)
 
     def _decision(self, layer: Layer) -> Decision | None:
         """The next one for this layer: others may have had nothing to train, after all."""

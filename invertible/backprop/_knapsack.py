@@ -131,7 +131,7 @@ def _ways(stages: Sequence[Stage], sizes: dict[int, int], budget: float, fixed: 
     last = {storage: i for i, stage in enumerate(stages) for _, storage in (*stage.inputs, *stage.outputs)}
     last |= {storage: len(stages) for stage in stages[-1:] for _, storage in stage.outputs}  # it may be kept at the end
     states: dict[_Known, list[_Way]] = {_Known(frozenset(), frozenset()): [_Way(fixed, 0, fixed)]}
-    few = sum(not stage.moves for stage in stages) <= _FEW
+    few = sum(len(stage.options) > 1 for stage in stages) <= _FEW
     most = None if few else max(64, _WAYS // len(stages))
     for i, stage in enumerate(stages):
         new: dict[_Known, list[_Way]] = {}

@@ -16,13 +16,13 @@ from invertible._compiled import is_compiled
 from invertible._value import leaves, map_value
 
 from ._chain import Chain
-from ._counting import storage_of
+from ._counting import Watch, storage_of
 from ._kinds import Kind, measured
 from ._knapsack import Option, Stage
 from ._node import Step
 from ._rules import rule_of
 from ._torch import buffers_of, parameters_of
-from .plan import Choice
+from .plan import Choice, Decision
 from .strategies import Reconstruct, Strategy
 
 __all__ = ["Planner"]
@@ -51,7 +51,7 @@ class Planner(Chain):
         self._uses: Counter[int] = Counter()
         self._held: list[Tensor] = []  # or others would get their numbers
         self._paths = {id(part): path for path, part in net.named_modules()}
-        self._path, self._look, self._layer = "", None, net
+        self._path, self._method, self._look, self._layer = "", "", None, net
         self._compiled: set[nn.Module] = set()
         self._warned = True  # by the chain that runs
 
@@ -101,13 +101,24 @@ class Planner(Chain):
     ) -> Any:
         layer = self._layer = layers[0]
         self._path = self._paths[id(layer)]
-        self._look = (_look(layer), method)
+        self._method, self._look = method, (_look(layer), method)
         with self._without_data(layer):
             try:
                 return super()._run(layers, method, call, value, map_value(self._fake, condition), called=called)
             except Exception as error:
                 error.add_note("while planning what to keep, on tensors without data; other strategies need no plan")
                 raise
+
+    def _run_untracked(self, call: Any, value: Any, condition: Any) -> Any:
+        """Counts what a layer before the first trained one needs while it runs."""
+        with Watch() as watch:
+            result = super()._run_untracked(call, value, condition)
+        self.work += watch.work
+        if watch.peak:
+            option = Option(Decision(Choice.UNTRAINED), 0, 0, frozenset(), watch.peak, 0, keeps_input=True)
+            outputs = leaves(result[0] if self._method.endswith("log_det") else result)
+            self._append([option], map(self._know, leaves(value)), map(self._know, outputs))
+        return result
 
     def _reconstruct_input(
         self, step: Step, layer: Any, method: str, tensors: Sequence[Tensor], strategy: Reconstruct
@@ -157,19 +168,23 @@ class Planner(Chain):
             )
             for way in kind.ways
         ]
+        self._append(options, known[: len(tensors)], known[len(tensors) :])
+        if kind.views and self.stages[-1].moves:
+            self._allow_for_views()
+        self.work += kind.work
+
+    def _append(
+        self, options: Sequence[Option], inputs: Iterable[tuple[int, int]], outputs: Iterable[tuple[int, int]]
+    ) -> None:
         waiting = frozenset(self._know(link.tensor)[1] for link in self._links.values())
         moves = options[0].choice.choice is Choice.MOVE
-        inputs, left = tuple(known[: len(tensors)]), tuple(known[len(tensors) :])
-        self.stages.append(Stage(options, inputs, left, moves, waiting))
-        if kind.views and moves:
-            self._allow_for_views()
+        self.stages.append(Stage(options, tuple(inputs), tuple(outputs), moves, waiting))
         self.names.append(self._path)
         self.layers.append(self._layer)
-        self.work += kind.work
 
     def _allow_for_views(self) -> None:
         """Gradients that are views keep what they are views of, and a layer may pass one on: to the layer before it."""
-        computing = [i for i, stage in enumerate(self.stages) if not stage.moves]
+        computing = [i for i, stage in enumerate(self.stages) if len(stage.options) > 1]
         if len(computing) > 1:
             sizes = [self.sizes[s] for _, s in self.stages[computing[-1]].outputs]
             i = computing[-2]

@@ -28,6 +28,7 @@ __all__ = [
     "parametrizations_cached",
     "sharded_modules",
     "tape_serves",
+    "without_cached_parametrizations",
     "without_global_hooks",
     "without_modes",
 ]
@@ -62,6 +63,16 @@ def tape_serves() -> bool:
     return (
         torch.is_grad_enabled() and not transformed() and not torch.jit.is_tracing() and not parametrizations_cached()
     )
+
+
+@contextmanager
+def without_cached_parametrizations() -> Generator[None]:
+    """Lets the calls inside compute every parametrization anew and remember none."""
+    before, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = before
 
 
 @contextmanager

@@ -18,6 +18,8 @@ class Choice(enum.Enum):
     """The input comes back from the output, and the layer runs again."""
     MOVE = "move"
     """It only moves elements: nothing is kept, and gradients are moved back."""
+    UNTRAINED = "untrained"
+    """Neither it nor what comes before it is trained: nothing is kept, and no gradient goes there."""
 
 
 @dataclass(frozen=True)
