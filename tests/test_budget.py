@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
@@ -24,6 +24,7 @@ import invertible as inv
 from invertible import Budget, Coupling, Inverse, Recompute, Reconstruct, Sequential, Store, _products
 from invertible._value import leaves
 from invertible.backprop import Choice, _budget, _knapsack
+from invertible.backprop._counting import Watch
 from invertible.backprop._knapsack import Option, Stage, cheapest, least_peak, peak_of
 from invertible.backprop.plan import Decision
 from invertible.testing import measure_memory
@@ -406,6 +407,19 @@ def wide(*last):
     x = torch.randn(32, 128)
     net.backprop = Reconstruct()
     return net, x, net.plan(x).peak + 10 * 32 * 64 * 4
+
+
+def test_what_computes_nothing_counts_nothing():
+    """Questions about a tensor's device, which come with every operation on tensors without data, and views."""
+    with FakeTensorMode(), Watch() as watch:
+        x = torch.empty(8, 8)
+        before = watch.work
+        assert x.split(4, 1)[0].t().detach().device == torch.device("cpu")
+        assert (watch.work, watch.now) == (before, 256)
+        assert (x + 1).shape == x.shape
+        assert watch.work == before + 20 * 2 * 256
+        x.add_(1)
+        assert watch.work == before + 20 * 4 * 256
 
 
 def test_products_pay_where_they_are_the_work():

@@ -53,7 +53,7 @@ class Watch(TorchDispatchMode):
             if storage_of(t) not in given:  # a part of something older is nothing new
                 self._add(t)
         self.peak = max(self.peak, self.now + sum(_converted(func, args, t) for t in made[:1]))
-        if not func.is_view:
+        if func._schema.is_mutable or any(storage_of(t) not in given for t in made):  # else a view
             self.work += TRAFFIC * (bytes_of(tree_leaves(args)) + bytes_of(made))
         flops = flop_registry.get(func._overloadpacket)
         if flops is not None:
