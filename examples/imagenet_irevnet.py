@@ -28,7 +28,7 @@ from zoo.configuring import default_device, fresh, prepared, recipe_of
 from zoo.data import open_data
 from zoo.distributed import PARALLEL, World, joined
 from zoo.dry_run import costs, size_of
-from zoo.errors import InputError
+from zoo.errors import DivergedError, InputError
 from zoo.inversion import InversionError, file_batches, invert_batches, relative_errors
 from zoo.journal import rows_of
 from zoo.progress import Reporter, say
@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--channels-last",
         action=argparse.BooleanOptionalAction,
-        help="how images and weights lie in memory (default: the recipe's)",
+        help="how images and weights lie in a GPU's memory (default: the recipe's)",
     )
     how.add_argument("--parallel", choices=PARALLEL, help="how processes share the network (default: ddp)")
     how.add_argument("--accumulate", type=_positive, metavar="N", help="parts that each process takes its batch in")
@@ -211,7 +211,7 @@ def memory_of(device: torch.device) -> int:
 
 def report(trainer: Trainer, reporter: Reporter) -> None:
     """Evaluates, inverts, and prints the table."""
-    result, error = trainer.evaluate(), trainer.invert()
+    result = trainer.evaluate()
     cells = {
         "top-1 accuracy": f"{result.top1:.2f} %",
         "top-5 accuracy": f"{result.top5:.2f} %",
@@ -228,8 +228,11 @@ def report(trainer: Trainer, reporter: Reporter) -> None:
         cells |= {"steps skipped": f"{trainer.books.skipped}, for a loss that was not finite"}
     if trainer.books.bad:
         cells |= {"unreadable images": f"{len(trainer.books.bad)}, replaced; bad_images.jsonl names them"}
-    if error is not None:
-        cells |= {"inversion error ε": mean_median_max(error)}
+    try:
+        error = trainer.invert()
+        cells |= {} if error is None else {"inversion error ε": mean_median_max(error)}
+    except DivergedError as error:  # what was learnt is none the worse
+        cells |= {"inversion error ε": str(error).partition(";")[0]}
     reporter.table(f"{trainer.run.recipe.model}: {result.images} validation images", cells)
     reporter.say(f"curves.png, reconstructions.png, model.safetensors and the rest are in {trainer.folder}")
 

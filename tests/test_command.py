@@ -253,12 +253,16 @@ def test_wrong_input_in_a_worker_process_leaves_no_traceback(mess):
 
 def test_a_run_that_ends_early_leaves_no_worker_behind(tmp_path):
     """They ignore the signal by which Python would end them, for it is the one that schedulers send."""
-    result = run("--lr", 1e6, *QUICK[:2], "--epochs", 2, "--workers", 2, "--output", "run", cwd=tmp_path, code=2)
-    assert re.fullmatch(r"error: the [^\n]*; try a lower --lr[^\n]*\n", result.stderr)
+    options = ["--lr", 1e6, *QUICK[:2], "--epochs", 2, "--workers", 2, "--output", "run"]
+    result = run(*options, "--max-skipped", 2, cwd=tmp_path, code=2)
+    assert re.fullmatch(r"error: the loss was not finite in 2 [^\n]*; try a lower --lr\n", result.stderr)
+    out = run(*options, "--max-skipped", 100, "--allow-change", cwd=tmp_path).stdout
+    assert re.search(r"inversion error ε +│ the activations [^;]*│\n", out)
+    assert re.search(r"steps skipped +│ \d, for a loss that was not finite", out)
 
 
 def test_the_same_command_goes_on_with_what_is_not_finished_and_then_begins_anew(tmp_path):
-    options = ["--epochs", 2, *QUICK]
+    options = ["--epochs", 2, *QUICK, "--lr", 0.1]
     runs = tmp_path / "runs"
     process = subprocess.Popen(
         [*COMMAND, *map(str, options)], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
@@ -275,13 +279,14 @@ def test_the_same_command_goes_on_with_what_is_not_finished_and_then_begins_anew
     first, second = (runs / f"digits-irevnet_small-seed0{n}" / "model.safetensors" for n in ("", "-2"))
     weights, others = load_file(first), load_file(second)
     assert all(torch.equal(t, others[key]) for key, t in weights.items())
-    with_other = run("--output", first.parent, "--epochs", 3, *QUICK, "--allow-change", cwd=tmp_path).stdout
+    with_other = run("--output", first.parent, *options, "--epochs", 3, "--allow-change", cwd=tmp_path).stdout
     assert "going on after step 10 of 15" in with_other
     finished = run("--output", second.parent, *options, cwd=tmp_path).stdout
     assert "going on after step 10 of 10" in finished
     out = run("--curves", first.parent, second.parent, "--output", "both.png", cwd=tmp_path).stdout
     assert out == "both.png\n"
-    assert Image.open(tmp_path / "both.png").size[0] > 500
+    with Image.open(tmp_path / "both.png") as picture:
+        assert picture.size[0] > 500
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path):

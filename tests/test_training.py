@@ -205,6 +205,19 @@ def test_evaluation_against_a_count_by_hand():
         evaluate(net, iter([]))
 
 
+def test_images_that_leave_the_grid_are_classified_without_it():
+    torch.manual_seed(0)
+    net = zoo.create("irevnet_small", num_classes=10).eval()
+    images, labels = torch.rand(6, 3, 32, 32), torch.arange(6)
+    images[1] *= 1e5  # beyond 8192
+    expected = evaluate(net, [(images, labels)])
+    net.grid = "exact"
+    found = evaluate(net, [(images[:1], labels[:1]), (images[1:], labels[1:])])
+    assert (found.top1, found.top5) == (expected.top1, expected.top5)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-4)
+    assert net.grid is not None
+
+
 def test_the_papers_inversion_error():
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
     recovered = torch.tensor([[3.0, 4.5], [0.0, 0.0], [1.0, 0.0], [1.0, 0.0]])

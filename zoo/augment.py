@@ -89,10 +89,11 @@ class Preparation:
         self._colours = recipe.colour == "inception"
         self._plain = (recipe.mean, recipe.std) == ((0, 0, 0), (1, 1, 1))
         self._mean, self._std = (torch.tensor(each).view(3, 1, 1) for each in (recipe.mean, recipe.std))
-        self._format = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        self._channels_last = recipe.channels_last
 
     def __call__(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
-        x = images.contiguous(memory_format=self._format).float() / 255
+        last = self._channels_last and images.device.type == "cuda"  # on a CPU see zoo.building.configure
+        x = images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format).float() / 255
         if self._colours and draws is not None:
             x = inception_colour(x, draws.to(x.device))
         if not self._plain:

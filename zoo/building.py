@@ -36,15 +36,20 @@ def build(recipe: Recipe, *, num_classes: int) -> nn.Module:
     return net
 
 
-def configure(net: nn.Module, run: Run) -> nn.Module:
-    """Sets what the network keeps, rounds and compiles, and how its weights lie in memory."""
+def configure(net: nn.Module, run: Run, device: torch.device) -> nn.Module:
+    """Puts the network on its device, and sets what it keeps, rounds and compiles, and how its weights lie in memory.
+
+    Channels last is for GPUs only: FSDP refuses such weights, and on a CPU PyTorch 2.15 dies in the backward pass of a
+    strided convolution of few channels, such as the first of (b).
+    """
     if isinstance(net, IRevNet):
         net.backprop, net.grid = run.strategy, GRIDS[run.recipe.grid]
         if run.compile:
             net.compile_functions()
-    if run.recipe.channels_last and not (run.world_size > 1 and run.parallel == "fsdp"):  # FSDP refuses such weights
+    sharded = run.world_size > 1 and run.parallel == "fsdp"
+    if run.recipe.channels_last and device.type == "cuda" and not sharded:
         net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return net
+    return net.to(device)
 
 
 def optimizer_of(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -91,4 +96,4 @@ def load_net(folder: Path, device: torch.device) -> tuple[nn.Module, Run]:
         net.load_state_dict(dict(checkpoint.average or checkpoint.weights))
     except RuntimeError as error:
         raise InputError(f"the weights in {folder} are not those of its configuration: {reason(error)}") from None
-    return configure(net, run).to(device), run
+    return configure(net, run, device), run

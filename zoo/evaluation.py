@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from invertible import StreamRangeError
 from zoo.distributed import World
 from zoo.errors import InputError
+from zoo.irevnet import IRevNet
 
 __all__ = ["Evaluation", "evaluate", "evaluating"]
 
@@ -36,11 +38,26 @@ def evaluating(net: nn.Module) -> Generator[None]:
             part.training = training
 
 
+def _logits(net: nn.Module, x: Tensor) -> Tensor:
+    try:
+        return net(x)
+    except StreamRangeError:
+        if not isinstance(net, IRevNet):
+            raise
+    grid, net.grid = net.grid, None
+    try:
+        return net(x)
+    finally:
+        net.grid = grid
+
+
 @torch.no_grad()
 def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, world: World | None = None) -> Evaluation:
     """Classifies every image in ``eval`` mode.
 
-    The top-5 accuracy counts a label among the five largest logits; with fewer classes it is 100.
+    Images whose activations leave the network's grid, as they may early in training, are classified without one: for
+    that, rounding is no matter. The top-5 accuracy counts a label among the five largest logits; with fewer classes it
+    is 100.
 
     Args:
         net: returns logits.
@@ -53,7 +70,7 @@ def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, world:
     totals = torch.zeros(4, dtype=torch.float64)
     with evaluating(net):
         for x, labels in batches:
-            logits = net(x)
+            logits = _logits(net, x)
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             loss = cross_entropy(logits.float(), labels, reduction="sum")
             counts = [best[:, 0].sum().double(), best.sum().double(), loss.double()]

@@ -50,7 +50,7 @@ class Learner:
     def __init__(self, run: Run, num_classes: int, device: torch.device, world: World) -> None:
         self.run, self.device, self.world = run, device, world
         torch.manual_seed(run.seed)
-        self.net = configure(build(run.recipe, num_classes=num_classes), run).to(device)
+        self.net = configure(build(run.recipe, num_classes=num_classes), run, device)
         self.prepare = Preparation(run.recipe)
         self._mix = mixture(run.recipe, num_classes)
         self.model = parallel(self.net, run.parallel, world, device)

@@ -1,5 +1,6 @@
 """The pictures of a training run."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
         accuracy.plot(steps, moving_average(training, "top1"), color=colour, alpha=0.6, label=f"{prefix}training")
         for axes, key in ((loss, "loss"), (accuracy, "top1")):
             average = "ema_" if validation and f"ema_{key}" in validation[0] else ""
-            shown = [row[average + key] for row in validation]
+            shown = [math.nan if row[average + key] is None else row[average + key] for row in validation]
             what = "validation, averaged weights" if average else "validation"
             at = [row["step"] for row in validation]
             axes.plot(at, shown, "--", marker=".", color=colour, label=prefix + what)

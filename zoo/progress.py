@@ -75,7 +75,8 @@ class Reporter:
         average = f"  averaged {row['ema_top1']:6.2f}%" if "ema_top1" in row else ""
         self.say(
             f"epoch {row['epoch']:{width}}/{epochs}  loss {_number(row['train_loss']):.4f}  "
-            f"validation {row['loss']:.4f}  top-1 {row['top1']:6.2f}%{average}  {row['images_per_second']:.0f} images/s"
+            f"validation {_number(row['loss']):.4f}  top-1 {row['top1']:6.2f}%{average}  "
+            f"{row['images_per_second']:.0f} images/s"
         )
 
     def say(self, line: str) -> None:

@@ -79,7 +79,7 @@ class Recipe:
     grid: str = "exact"
     """What the values between the layers are rounded to: ``exact``, ``exact32`` or ``none``."""
     channels_last: bool = False
-    """Whether images and weights lie in memory with the channels last."""
+    """Whether images and weights lie in memory with the channels last: on a GPU."""
     log_every: int = 100
     """Steps from one row of the log to the next."""
     threads: int | None = None

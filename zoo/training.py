@@ -28,7 +28,7 @@ from zoo.data import (
 )
 from zoo.data.order import seed_of, share
 from zoo.distributed import World
-from zoo.errors import DivergedError, InputError, diverging
+from zoo.errors import DivergedError, InputError
 from zoo.evaluation import Evaluation, evaluate
 from zoo.inversion import InversionError, invert_batches, relative_errors
 from zoo.irevnet import IRevNet
@@ -251,7 +251,8 @@ class Trainer:
         results, unread = self._evaluations()
         figures: dict[str, Any] = {"images": results[""].images, "unread": unread}
         for prefix, result in results.items():
-            figures |= {prefix + "loss": result.loss, prefix + "top1": result.top1, prefix + "top5": result.top5}
+            loss = result.loss if math.isfinite(result.loss) else None  # JSON has no other numbers
+            figures |= {prefix + "loss": loss, prefix + "top1": result.top1, prefix + "top5": result.top5}
         row = self.books.close_epoch(self._head(), figures)
         reporter.epoch(row, self.epochs)
         top1 = list(results.values())[-1].top1
@@ -314,7 +315,7 @@ class Trainer:
         return results, sum(len(each) for each in self.world.gathered(unread))
 
     def _evaluate(self, unread: list[tuple[str, str]]) -> Evaluation:
-        with diverging(f"in the evaluation after step {self.step}"), self.learner.autocast():
+        with self.learner.autocast():
             return evaluate(self.net, self._validation_batches(unread), world=self.world)
 
     def invert(self) -> InversionError | None:
