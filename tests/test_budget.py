@@ -6,8 +6,10 @@ import json
 import random
 import subprocess
 import sys
+from collections import OrderedDict, defaultdict
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -763,6 +765,78 @@ def test_what_functions_remember_is_not_from_planning():
     expected, _ = outcome(net, x)
     net.backprop = Budget(10**6)
     assert_same(outcome(net, x)[0], expected)
+
+
+class Caches(nn.Module):
+    """Computes once what it needs again, and keeps it in a container that somebody else has given it."""
+
+    def __init__(self, cache, find=lambda cache: cache):
+        super().__init__()
+        self.linear, self.cache, self.find = nn.Linear(4, 4), cache, find
+
+    def forward(self, x):
+        kept = self.find(self.cache)
+        if "scale" not in kept:
+            kept["scale"] = torch.linspace(0, 1, 4)
+        return self.linear(x * kept["scale"])
+
+
+class Grows(nn.Module):
+    """Makes the layers that it needs when it first runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.later = nn.Linear(4, 4), nn.ModuleDict()
+
+    def forward(self, x):
+        if "tanh" not in self.later:
+            self.later["tanh"], self.last = nn.Tanh(), nn.Linear(4, 4)
+        return self.later["tanh"](self.linear(x))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Caches({}),
+        lambda: Caches(OrderedDict()),
+        lambda: Caches(defaultdict(list)),
+        lambda: Caches({"inside": [{}]}, lambda cache: cache["inside"][0]),
+        lambda: Caches(({},), lambda cache: cache[0]),
+        lambda: Caches(SimpleNamespace(), vars),
+        lambda: Caches(SimpleNamespace(inside={}), lambda cache: cache.inside),
+        Grows,
+    ],
+)
+def test_no_tensor_without_data_is_left(make):
+    x = torch.randn(2, 8)
+    for strategy in (Store(), Budget(10**6)):
+        net = Sequential(inv.Split(), *(Coupling(make()) for _ in range(2)), inv.Merge(), backprop=strategy)
+        held = [part.__dict__.get("cache") for part in net.modules()]
+        shown = repr(held), repr(net), list(net.state_dict())
+        net.plan(x)
+        assert all(a is part.__dict__.get("cache") for a, part in zip(held, net.modules(), strict=True))
+        assert (repr(held), repr(net), list(net.state_dict())) == shown
+        if make is not Grows:  # its new parameters have no gradients under a strategy
+            net(x).square().mean().backward()
+            assert all(p.grad is not None for p in net.parameters())
+
+
+def test_a_tensor_without_data_that_stays_is_named():
+    class Slotted:
+        __slots__ = ("kept",)
+
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.memory = Slotted()
+
+        def forward(self, x):
+            self.memory.kept = x * 2
+            return x
+
+    net = Sequential(inv.Split(), Coupling(Keeps()), inv.Merge(), backprop=Store())
+    with pytest.raises(RuntimeError, match=r"^Keeps\(.*kept one in its attribute 'memory'"):
+        net.plan(torch.randn(2, 4, requires_grad=True))
 
 
 def bare(depth, width, hidden):

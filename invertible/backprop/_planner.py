@@ -1,6 +1,5 @@
 """Walks through a network on tensors without data and takes down what each layer could keep, and what that costs."""
 
-import copy
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from ._knapsack import Option, Stage
 from ._node import Step
 from ._rules import rule_of
 from ._torch import buffers_of, parameters_of
+from ._undone import undone
 from .plan import Choice, Decision
 from .strategies import Reconstruct, Strategy
 
@@ -78,23 +78,15 @@ class Planner(Chain):
     @contextmanager
     def quiet(self) -> Generator[None]:
         """Lets no hook fire, nor compiled code run, while tensors have no data."""
-        with one_at_a_time:
-            parts = list(self.net.modules())
-            true = [dict(part.__dict__) for part in parts]
+        parts = list(self.net.modules())
+        with one_at_a_time, undone(parts):
             self._compiled = {part for part in parts if is_compiled(part)}
-            try:
-                for part, before in zip(parts, true, strict=True):
-                    for key, value in before.items():  # what functions take down for later has no data: not in these
-                        if key in _HOOKS:
-                            part.__dict__[key] = type(value)((k, h) for k, h in value.items() if _makes_weights(h))
-                        elif type(value) in {dict, list, set} and key not in _HELD:
-                            part.__dict__[key] = copy.copy(value)
-                    part.__dict__.pop(_COMPILED, None)
-                yield
-            finally:
-                for part, before in zip(parts, true, strict=True):
-                    part.__dict__.clear()
-                    part.__dict__.update(before)
+            for part in parts:
+                for key in _HOOKS & part.__dict__.keys():
+                    hooks = part.__dict__[key]
+                    part.__dict__[key] = type(hooks)((k, h) for k, h in hooks.items() if _makes_weights(h))
+                part.__dict__.pop(_COMPILED, None)
+            yield
 
     def _run(
         self, layers: Sequence[Any], method: str, call: Any, value: Any, condition: Any, *, called: Any = None
@@ -239,12 +231,11 @@ class Planner(Chain):
                 each.update(before)
 
 
-_HOOKS = (
+_HOOKS = {
     "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks",
-)  # fmt: skip
+}  # fmt: skip
 _COMPILED = "_compiled_call_impl"
-_HELD = ("_parameters", "_buffers", "_modules")
 
 
 def _specs(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
