@@ -50,22 +50,22 @@ def dense(depth, width=256, hidden=64, **options):
     return Sequential(inv.Split(), *layers, inv.Merge(), **options)
 
 
-def step(net, x, context=nullcontext):
+def step(net, x, context=nullcontext, condition=None):
     """A forward and a backward pass as a loss causes them: the output stays, its gradient is a tensor of its own."""
     with context():
-        y = net(x)
+        y = net(x, condition=condition)
     for t in leaves(y):
         t.register_hook(lambda grad: grad.contiguous())
     sum(t.sum() for t in leaves(y)).backward()
 
 
-def counted_peak(net, x, context=nullcontext):
+def counted_peak(net, x, context=nullcontext, condition=None):
     """The allocator's figure, with the parameters' gradients there before, once nothing is new any more."""
 
-    step(net, x, context)
+    step(net, x, context, condition)
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
-    return measure_memory(lambda: step(net, x, context))[1].peak
+    return measure_memory(lambda: step(net, x, context, condition))[1].peak
 
 
 # The choice
@@ -257,6 +257,34 @@ def test_kept_bytes_of_drawn_networks(data):
     kept = memory.kept - given_back
     rest = 64 * 1024  # probes, states of the generator, statistics of norms
     assert abs(kept - chosen.kept) <= rest + 0.1 * chosen.kept
+
+
+class Conditioned(nn.Module):
+    """Reads a condition that is larger than the streams."""
+
+    def __init__(self, width, wide):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(width, 32), nn.Linear(wide, 32), nn.Linear(32, width)
+
+    def forward(self, x, condition=None):
+        return self.last((self.first(x) + self.second(condition)).relu())
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_gradient_of_a_condition_is_counted(every):
+    """It waits while the layers before the last that reads it run, whether they read it or not."""
+    torch.manual_seed(0)
+    functions = [nn.Linear(64, 64) if i % every else Conditioned(64, 1024) for i in range(8)]
+    net = Sequential(inv.Split(), *map(Coupling, functions), inv.Merge())
+    x, condition = torch.randn(256, 128), torch.randn(256, 1024, requires_grad=True)
+    net.backprop = Store()
+    plan = net.plan(x, condition=condition)
+    assert plan.least > net.plan(x, condition=condition.detach()).least + condition.nbytes
+    for budget in (plan.least, (plan.least + plan.most) // 2, plan.most):
+        net.backprop = Budget(budget)
+        chosen, peak = net.plan(x, condition=condition), counted_peak(net, x, condition=condition)
+        assert peak <= budget + 2048
+        assert chosen.peak == pytest.approx(peak, rel=0.1)
 
 
 def test_autocast_is_planned():

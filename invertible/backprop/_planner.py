@@ -49,6 +49,7 @@ class Planner(Chain):
         self._fakes: dict[int, Tensor] = {}
         self._kinds: dict[Any, Kind] = {}
         self._uses: Counter[int] = Counter()
+        self._conditions: dict[int, dict[int, int]] = {}  # by stage: bytes of the trained ones
         self._held: list[Tensor] = []  # or others would get their numbers
         self._paths = {id(part): path for path, part in net.named_modules()}
         self._path, self._method, self._look, self._layer = "", "", None, net
@@ -141,6 +142,9 @@ class Planner(Chain):
         outputs = made[len(tensors) :]
         step.output, step.shapes = kind.form, [(t.shape, t.dtype, t.device) for t in outputs]
         self._stage(kind, tensors, outputs)
+        self._conditions[len(self.stages) - 1] = {
+            id(t): t.numel() * t.element_size() for t in conditions if t.requires_grad
+        }
         return outputs if kind.log_det is None else [*outputs, kind.log_det.make(())]
 
     def _stage(self, kind: Kind, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
@@ -179,10 +183,18 @@ class Planner(Chain):
         computing = [i for i, stage in enumerate(self.stages) if len(stage.options) > 1]
         if len(computing) > 1:
             sizes = [self.sizes[s] for _, s in self.stages[computing[-1]].outputs]
-            i = computing[-2]
-            extra = sum(sizes) - min(sizes)
-            options = [replace(o, backward=o.backward + extra) for o in self.stages[i].options]
-            self.stages[i] = replace(self.stages[i], options=options)
+            self._add_to_backward(computing[-2], sum(sizes) - min(sizes))
+
+    def _add_to_backward(self, i: int, extra: int) -> None:
+        options = [replace(o, backward=o.backward + extra, check=o.check + extra) for o in self.stages[i].options]
+        self.stages[i] = replace(self.stages[i], options=options)
+
+    def allow_for_conditions(self) -> None:
+        """The gradient of a condition waits from the last layer that uses it on, for those before to add theirs."""
+        waiting: dict[int, int] = {}
+        for i in reversed(range(len(self.stages))):
+            self._add_to_backward(i, sum(waiting.values()))
+            waiting |= self._conditions.get(i, {})
 
     def shared(self) -> int:
         """Bytes of the gradients that wait to be summed, of parameters that several layers use, and of one sum."""
