@@ -6,8 +6,10 @@ import json
 import random
 import subprocess
 import sys
+from collections import OrderedDict, defaultdict
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,22 +50,22 @@ def dense(depth, width=256, hidden=64, **options):
     return Sequential(inv.Split(), *layers, inv.Merge(), **options)
 
 
-def step(net, x, context=nullcontext):
+def step(net, x, context=nullcontext, condition=None):
     """A forward and a backward pass as a loss causes them: the output stays, its gradient is a tensor of its own."""
     with context():
-        y = net(x)
+        y = net(x, condition=condition)
     for t in leaves(y):
         t.register_hook(lambda grad: grad.contiguous())
     sum(t.sum() for t in leaves(y)).backward()
 
 
-def counted_peak(net, x, context=nullcontext):
+def counted_peak(net, x, context=nullcontext, condition=None):
     """The allocator's figure, with the parameters' gradients there before, once nothing is new any more."""
 
-    step(net, x, context)
+    step(net, x, context, condition)
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
-    return measure_memory(lambda: step(net, x, context))[1].peak
+    return measure_memory(lambda: step(net, x, context, condition))[1].peak
 
 
 # The choice
@@ -255,6 +257,34 @@ def test_kept_bytes_of_drawn_networks(data):
     kept = memory.kept - given_back
     rest = 64 * 1024  # probes, states of the generator, statistics of norms
     assert abs(kept - chosen.kept) <= rest + 0.1 * chosen.kept
+
+
+class Conditioned(nn.Module):
+    """Reads a condition that is larger than the streams."""
+
+    def __init__(self, width, wide):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(width, 32), nn.Linear(wide, 32), nn.Linear(32, width)
+
+    def forward(self, x, condition=None):
+        return self.last((self.first(x) + self.second(condition)).relu())
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_gradient_of_a_condition_is_counted(every):
+    """It waits while the layers before the last that reads it run, whether they read it or not."""
+    torch.manual_seed(0)
+    functions = [nn.Linear(64, 64) if i % every else Conditioned(64, 1024) for i in range(8)]
+    net = Sequential(inv.Split(), *map(Coupling, functions), inv.Merge())
+    x, condition = torch.randn(256, 128), torch.randn(256, 1024, requires_grad=True)
+    net.backprop = Store()
+    plan = net.plan(x, condition=condition)
+    assert plan.least > net.plan(x, condition=condition.detach()).least + condition.nbytes
+    for budget in (plan.least, (plan.least + plan.most) // 2, plan.most):
+        net.backprop = Budget(budget)
+        chosen, peak = net.plan(x, condition=condition), counted_peak(net, x, condition=condition)
+        assert peak <= budget + 2048
+        assert chosen.peak == pytest.approx(peak, rel=0.1)
 
 
 def test_autocast_is_planned():
@@ -763,6 +793,78 @@ def test_what_functions_remember_is_not_from_planning():
     expected, _ = outcome(net, x)
     net.backprop = Budget(10**6)
     assert_same(outcome(net, x)[0], expected)
+
+
+class Caches(nn.Module):
+    """Computes once what it needs again, and keeps it in a container that somebody else has given it."""
+
+    def __init__(self, cache, find=lambda cache: cache):
+        super().__init__()
+        self.linear, self.cache, self.find = nn.Linear(4, 4), cache, find
+
+    def forward(self, x):
+        kept = self.find(self.cache)
+        if "scale" not in kept:
+            kept["scale"] = torch.linspace(0, 1, 4)
+        return self.linear(x * kept["scale"])
+
+
+class Grows(nn.Module):
+    """Makes the layers that it needs when it first runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.later = nn.Linear(4, 4), nn.ModuleDict()
+
+    def forward(self, x):
+        if "tanh" not in self.later:
+            self.later["tanh"], self.last = nn.Tanh(), nn.Linear(4, 4)
+        return self.later["tanh"](self.linear(x))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Caches({}),
+        lambda: Caches(OrderedDict()),
+        lambda: Caches(defaultdict(list)),
+        lambda: Caches({"inside": [{}]}, lambda cache: cache["inside"][0]),
+        lambda: Caches(({},), lambda cache: cache[0]),
+        lambda: Caches(SimpleNamespace(), vars),
+        lambda: Caches(SimpleNamespace(inside={}), lambda cache: cache.inside),
+        Grows,
+    ],
+)
+def test_no_tensor_without_data_is_left(make):
+    x = torch.randn(2, 8)
+    for strategy in (Store(), Budget(10**6)):
+        net = Sequential(inv.Split(), *(Coupling(make()) for _ in range(2)), inv.Merge(), backprop=strategy)
+        held = [part.__dict__.get("cache") for part in net.modules()]
+        shown = repr(held), repr(net), list(net.state_dict())
+        net.plan(x)
+        assert all(a is part.__dict__.get("cache") for a, part in zip(held, net.modules(), strict=True))
+        assert (repr(held), repr(net), list(net.state_dict())) == shown
+        if make is not Grows:  # its new parameters have no gradients under a strategy
+            net(x).square().mean().backward()
+            assert all(p.grad is not None for p in net.parameters())
+
+
+def test_a_tensor_without_data_that_stays_is_named():
+    class Slotted:
+        __slots__ = ("kept",)
+
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.memory = Slotted()
+
+        def forward(self, x):
+            self.memory.kept = x * 2
+            return x
+
+    net = Sequential(inv.Split(), Coupling(Keeps()), inv.Merge(), backprop=Store())
+    with pytest.raises(RuntimeError, match=r"^Keeps\(.*kept one in its attribute 'memory'"):
+        net.plan(torch.randn(2, 4, requires_grad=True))
 
 
 def bare(depth, width, hidden):

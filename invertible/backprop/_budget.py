@@ -114,6 +114,7 @@ class _Counted:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(running(planner, net))
             result = walk(planner.enter(x, given=net.grid is None))
+        planner.allow_for_conditions()
         outputs = {storage_of(t) for t in leaves(result[0] if method.endswith("log_det") else result)}
         self.net = net
         self.names, self.layers, self.work = planner.names, planner.layers, planner.work

@@ -1,6 +1,5 @@
 """Walks through a network on tensors without data and takes down what each layer could keep, and what that costs."""
 
-import copy
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from ._knapsack import Option, Stage
 from ._node import Step
 from ._rules import rule_of
 from ._torch import buffers_of, parameters_of
+from ._undone import undone
 from .plan import Choice, Decision
 from .strategies import Reconstruct, Strategy
 
@@ -49,6 +49,7 @@ class Planner(Chain):
         self._fakes: dict[int, Tensor] = {}
         self._kinds: dict[Any, Kind] = {}
         self._uses: Counter[int] = Counter()
+        self._conditions: dict[int, dict[int, int]] = {}  # by stage: bytes of the trained ones
         self._held: list[Tensor] = []  # or others would get their numbers
         self._paths = {id(part): path for path, part in net.named_modules()}
         self._path, self._method, self._look, self._layer = "", "", None, net
@@ -78,23 +79,15 @@ class Planner(Chain):
     @contextmanager
     def quiet(self) -> Generator[None]:
         """Lets no hook fire, nor compiled code run, while tensors have no data."""
-        with one_at_a_time:
-            parts = list(self.net.modules())
-            true = [dict(part.__dict__) for part in parts]
+        parts = list(self.net.modules())
+        with one_at_a_time, undone(parts):
             self._compiled = {part for part in parts if is_compiled(part)}
-            try:
-                for part, before in zip(parts, true, strict=True):
-                    for key, value in before.items():  # what functions take down for later has no data: not in these
-                        if key in _HOOKS:
-                            part.__dict__[key] = type(value)((k, h) for k, h in value.items() if _makes_weights(h))
-                        elif type(value) in {dict, list, set} and key not in _HELD:
-                            part.__dict__[key] = copy.copy(value)
-                    part.__dict__.pop(_COMPILED, None)
-                yield
-            finally:
-                for part, before in zip(parts, true, strict=True):
-                    part.__dict__.clear()
-                    part.__dict__.update(before)
+            for part in parts:
+                for key in _HOOKS & part.__dict__.keys():
+                    hooks = part.__dict__[key]
+                    part.__dict__[key] = type(hooks)((k, h) for k, h in hooks.items() if _makes_weights(h))
+                part.__dict__.pop(_COMPILED, None)
+            yield
 
     def _run(
         self, layers: Sequence[Any], method: str, call: Any, value: Any, condition: Any, *, called: Any = None
@@ -149,6 +142,9 @@ class Planner(Chain):
         outputs = made[len(tensors) :]
         step.output, step.shapes = kind.form, [(t.shape, t.dtype, t.device) for t in outputs]
         self._stage(kind, tensors, outputs)
+        self._conditions[len(self.stages) - 1] = {
+            id(t): t.numel() * t.element_size() for t in conditions if t.requires_grad
+        }
         return outputs if kind.log_det is None else [*outputs, kind.log_det.make(())]
 
     def _stage(self, kind: Kind, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
@@ -187,10 +183,18 @@ class Planner(Chain):
         computing = [i for i, stage in enumerate(self.stages) if len(stage.options) > 1]
         if len(computing) > 1:
             sizes = [self.sizes[s] for _, s in self.stages[computing[-1]].outputs]
-            i = computing[-2]
-            extra = sum(sizes) - min(sizes)
-            options = [replace(o, backward=o.backward + extra) for o in self.stages[i].options]
-            self.stages[i] = replace(self.stages[i], options=options)
+            self._add_to_backward(computing[-2], sum(sizes) - min(sizes))
+
+    def _add_to_backward(self, i: int, extra: int) -> None:
+        options = [replace(o, backward=o.backward + extra, check=o.check + extra) for o in self.stages[i].options]
+        self.stages[i] = replace(self.stages[i], options=options)
+
+    def allow_for_conditions(self) -> None:
+        """The gradient of a condition waits from the last layer that uses it on, for those before to add theirs."""
+        waiting: dict[int, int] = {}
+        for i in reversed(range(len(self.stages))):
+            self._add_to_backward(i, sum(waiting.values()))
+            waiting |= self._conditions.get(i, {})
 
     def shared(self) -> int:
         """Bytes of the gradients that wait to be summed, of parameters that several layers use, and of one sum."""
@@ -239,12 +243,11 @@ class Planner(Chain):
                 each.update(before)
 
 
-_HOOKS = (
+_HOOKS = {
     "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks",
-)  # fmt: skip
+}  # fmt: skip
 _COMPILED = "_compiled_call_impl"
-_HELD = ("_parameters", "_buffers", "_modules")
 
 
 def _specs(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
