@@ -280,7 +280,10 @@ def draw_curves(given: dict[str, Any], console: Console) -> int:
     if refused:
         raise InputError(f"--curves has no use for --{refused[0].replace('_', '-')}; drop it")
     path = given.get("output", Path("curves.png"))
-    plots.curves({folder.name: rows_of(folder) for folder in given["curves"]}, path)
+    folders = [folder.resolve() for folder in given["curves"]]
+    common = Path(os.path.commonpath(folders)) if len(set(folders)) > 1 else folders[0].parent
+    runs = {str(whole.relative_to(common)): rows_of(each) for whole, each in zip(folders, given["curves"], strict=True)}
+    plots.curves(runs, path)
     say(console, str(path))
     return 0
 
@@ -298,7 +301,10 @@ def stopped(trainer: Trainer, stop: BaseException) -> str:
         return "stopped"
     whole = not isinstance(stop, KeyboardInterrupt)  # a second Ctrl-C ends the program before it can save
     kept = f"after step {trainer.step} of {trainer.total}; what was learnt is kept" if whole else "at the last save"
-    command = shlex.join([sys.executable, sys.argv[0], "--resume", str(trainer.folder)])
+    launcher = [sys.executable]
+    if trainer.world.size > 1:
+        launcher = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "N")]
+    command = shlex.join([*launcher, sys.argv[0], "--resume", str(trainer.folder)])
     return f"stopped {kept}. Go on with:\n  {command}"
 
 

@@ -92,19 +92,36 @@ def test_a_damaged_one_is_passed_over_with_a_word(tmp_path, file, kind):
     same(load(tmp_path, say=said.append), checkpoint(2))
     assert len(said) == 1
     assert said[0].startswith(f"{tmp_path / 'step_000000003'} is damaged and passed over: ")
-    with pytest.raises(InputError, match=r"cannot read .*step_000000003: "):
-        load(tmp_path, "step_000000003")
+    with pytest.raises(InputError, match=r"cannot read .*damaged-step_000000003: "):
+        load(tmp_path, "damaged-step_000000003")
     for step in (1, 2):
         damage(tmp_path / f"step_{step:09d}" / "state.pt", "empty")
     with pytest.raises(InputError, match=r"no checkpoint in .*: all are damaged"):
         load(tmp_path)
 
 
-def test_a_run_that_went_back_writes_over_a_damaged_one(tmp_path):
+def test_a_run_that_went_back_counts_no_damaged_one(tmp_path):
+    save(tmp_path, checkpoint(1), best=True)
+    save(tmp_path, checkpoint(30))
+    damage(tmp_path / "step_000000030" / "state.pt", "truncated")
+    same(load(tmp_path), checkpoint(1))
+    save(tmp_path, checkpoint(2), keep=Keep(last=1))
+    same(load(tmp_path), checkpoint(2))
+    assert names(tmp_path) == ["step_000000001", "step_000000002"]
+    assert (tmp_path / "damaged-step_000000030").is_dir()
+
+
+def test_a_file_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch):
     save(tmp_path, checkpoint(1))
     save(tmp_path, checkpoint(2))
-    damage(tmp_path / "step_000000002" / "state.pt", "truncated")
-    save(tmp_path, checkpoint(2))
+
+    def failing(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(checkpoints, "_sums", failing)
+    with pytest.raises(InputError, match=r"cannot read .*step_000000002: Input/output error"):
+        load(tmp_path)
+    monkeypatch.undo()
     same(load(tmp_path), checkpoint(2))
 
 
@@ -112,9 +129,10 @@ class Killed(BaseException):
     """Stands for a kill: nobody catches it."""
 
 
-def test_a_kill_at_any_moment_of_a_save_leaves_the_one_before(tmp_path, monkeypatch):
-    """Killed before each call that changes a file, one after another, until a save gets through."""
-    save(tmp_path / "start", checkpoint(1), best=True)
+@pytest.mark.parametrize("start", [1, 2])
+def test_a_kill_at_any_moment_of_a_save_leaves_the_one_before(tmp_path, monkeypatch, start):
+    """Killed before each call that changes a file, until a save gets through; of another step, and of the same."""
+    save(tmp_path / "start", checkpoint(start), best=True)
     calls = [(os, "fsync"), (checkpoints, "save_file"), (torch, "save"), (checkpoints.Path, "rename")]
     calls += [(checkpoints.Path, "replace"), (checkpoints.Path, "mkdir"), (shutil, "rmtree")]
     for moment in range(200):
@@ -143,7 +161,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_one_before(tmp_path, monkeypa
         same(found, checkpoint(found.step))
         save(folder, checkpoint(3), keep=Keep(last=1))  # and the next one gets through
         same(load(folder), checkpoint(3))
-        assert not list(folder.glob(".partial*"))
+        assert not [path for path in folder.iterdir() if path.name.startswith(".")]
         if done:
             assert found.step == 2
             break

@@ -191,6 +191,8 @@ WRONG = [
         ["--resume", "taken", "--lr", "1"],
         "error: --resume goes on with the run as it was configured; drop --lr, or add",
     ),
+    (["--resume", "taken", "--recipe", "modern"], "error: --resume DIR has its own recipe; drop --recipe"),
+    (["--resume", "taken", "--output", "x", "--allow-change"], "error: --resume DIR has its own output; drop --output"),
     (["--resume", "taken", "--evaluate"], "error: no checkpoint in taken: nothing to evaluate"),
     (["--resume", "two"], "error: two was trained by 2 processes, and now there is 1 process: the bits will be others"),
     (["--output", "other"], "error: cannot read other/config.json: "),
@@ -287,6 +289,17 @@ def test_the_same_command_goes_on_with_what_is_not_finished_and_then_begins_anew
     assert out == "both.png\n"
     with Image.open(tmp_path / "both.png") as picture:
         assert picture.size[0] > 500
+
+
+def test_allowed_changes_are_made_to_the_run_as_it_is(tmp_path):
+    run("--epochs", 1, *QUICK, "--lr", 0.1, "--output", "run", cwd=tmp_path)
+    options = ["--resume", "run", "--batch-size", 128, "--epochs", 2, "--allow-change"]
+    out = run(*options, "--dry-run", cwd=tmp_path).stdout
+    assert "batch size 256 to 128: learning rate 0.1 to 0.05, by the linear rule\n" in out
+    assert "recipe.lr = 0.05\n" in out
+    assert "recipe.epochs = 2\n" in out
+    error = run("--resume", "run", "--batch-size", 1024, "--allow-change", cwd=tmp_path, code=2).stderr
+    assert error == "error: the run in run is at step 5, beyond the 1 of these options\n"
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path):

@@ -175,8 +175,8 @@ def test_what_is_wrong_is_said_in_one_line(imagenet, tmp_path):
     for name, content in contents.items():
         paths[name].write_bytes(content)
     for make, words in [
-        (lambda: TarShards([paths["gz"]]), r"cannot read .*gz\.tar: .*; it must be an uncompressed tar file"),
-        (lambda: TarShards([paths["text"]]), r"cannot read .*text\.tar: .*; it must be an uncompressed tar file"),
+        (lambda: TarShards([paths["gz"]]), r"cannot read .*gz\.tar: .*; it must be a whole, uncompressed tar file"),
+        (lambda: TarShards([paths["text"]]), r"cannot read .*text\.tar: .*; it must be a whole, uncompressed tar file"),
         (lambda: TarShards([paths["absent"]]), r"cannot read .*absent\.tar: No such file or directory"),
         (lambda: TarShards([paths["none"]]), r"no images in .*none\.tar"),
         (
@@ -194,6 +194,39 @@ def test_what_is_wrong_is_said_in_one_line(imagenet, tmp_path):
     (imagenet / "ILSVRC2012_devkit_t12.tar.gz").unlink()
     with pytest.raises(InputError, match="it says which class the validation images have"):
         open_data(imagenet)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("damage", ["flipped", "at a header", "in a header", "two", "link", "symlink"])
+def test_no_image_of_a_damaged_tar_is_lost_without_a_word(tmp_path, damage, nested):
+    whole = tar_of({f"cat/{i}.jpg": b"x" * 600 for i in range(4)})  # 512 bytes of header, two blocks of 512
+    content = {
+        "flipped": whole[:1546] + bytes([whole[1546] ^ 1]) + whole[1547:],
+        "at a header": whole[: 2 * 1536],
+        "in a header": whole[: 2 * 1536 + 100],
+        "two": whole + whole,
+    }.get(damage)
+    if content is None:
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            member = tarfile.TarInfo("cat/a.jpg")
+            member.type, member.linkname = (tarfile.LNKTYPE if damage == "link" else tarfile.SYMTYPE), "cat/b.jpg"
+            tar.addfile(member)
+        content = file.getvalue()
+    path = tmp_path / "train.tar"
+    path.write_bytes(tar_of({"n01.tar": content}) if nested else content)
+    with pytest.raises(InputError, match=r"cannot read .*train\.tar: .*; it must be a whole, uncompressed tar file"):
+        TarShards([path])
+    assert not list(tmp_path.glob("*.npz"))
+
+
+def test_folders_beside_tars_are_not_overlooked(tmp_path):
+    digits = write_digits(tmp_path / "digits")
+    (digits / "train_old.tar").write_bytes(tar_of({"0/a.jpg": jpeg(0)}))
+    assert len(open_data(digits).training) == 1442
+    (digits / "train" / "part.tar").write_bytes(tar_of({"0/a.jpg": jpeg(0)}))
+    with pytest.raises(InputError, match=r"holds class folders and tar files \(part\.tar\); keep one of both"):
+        open_data(digits)
 
 
 def test_a_tar_that_is_cut_off_while_it_is_read(tmp_path):

@@ -165,6 +165,7 @@ def test_what_a_run_leaves_behind(digits, tmp_path):
         "checkpoints",
         "config.json",
         "curves.png",
+        "lock",
         "metrics.jsonl",
         "model.safetensors",
         "reconstructions.png",
@@ -264,7 +265,8 @@ def test_a_run_is_the_recipe_and_nothing_else(digits, tmp_path):
                 gradient = torch.add(p.grad, p, alpha=0.05)
                 velocity[name] = 0.9 * velocity[name] + gradient
                 p -= rate * (gradient + 0.9 * velocity[name])  # Nesterov
-                average[name] = 0.75 * average[name] + 0.25 * p if name in average else p.clone()
+                decay = min(0.75, step / (step + 9))
+                average[name] = decay * average[name] + (1 - decay) * p if name in average else p.clone()
     fit(trainer)
     found = load_file(tmp_path / "ema.safetensors")
     for name, p in trainer.net.named_parameters():
@@ -346,6 +348,8 @@ def test_a_failed_run_can_go_on(digits, tmp_path):
     ):
         fit(Trainer(Run(SHORT, str(tree)), tmp_path / "cut"))
     assert (tmp_path / "cut" / "bad_images.jsonl").exists()
+    with pytest.raises(InputError, match="training images can't be read, and --max-bad"):
+        fit(resumed(tmp_path / "cut"))  # nor does the same command get past it
     for path, content in contents.items():
         path.write_bytes(content)
     assert fit(resumed(tmp_path / "cut", max_bad=1.0)).step == 10
@@ -363,6 +367,20 @@ def test_few_bad_images_are_replaced_logged_and_the_same_each_time(digits, tmp_p
         assert [line["name"] for line in lines] == [str(path) for path in bad if str(path) in trainer.books.bad]
         assert len(lines) == rows(tmp_path / name, "train")[-1]["bad_images"] > 0
     assert same(tmp_path / "a", tmp_path / "b")
+
+
+def test_two_runs_do_not_write_to_one_folder(digits, tmp_path):
+    class Second(Reporter):
+        def at(self, done):
+            if done == 2:
+                with pytest.raises(
+                    InputError, match=f"another run is writing to {tmp_path} now; wait, or take another"
+                ):
+                    fit(Trainer(Run(ONE_EPOCH, digits), tmp_path))
+
+    trainer = Trainer(Run(ONE_EPOCH, digits), tmp_path)
+    trainer.fit(Second(None, total=trainer.total))
+    assert [row["step"] for row in rows(tmp_path, "train")] == [2, 4, 5]
 
 
 def test_bad_validation_images_are_refused_or_counted(digits, tmp_path):

@@ -1,10 +1,11 @@
 """What a run counts, and writes into its folder."""
 
+import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -66,6 +67,7 @@ class Books:
         self._new_bad: list[tuple[str, str]] = []  # of this process
         self._position = 0  # of the journal
         self._journals: list[Any] = []
+        self._lock: IO[bytes] | None = None
 
     def open(self, step: int) -> None:
         """Begins to write: in the main process.
@@ -77,6 +79,7 @@ class Books:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = self._locked()
             self.run.save(self.folder / "config.json")
             self._journals = [Journal(self.folder / "metrics.jsonl", self._position)]
         except OSError as error:
@@ -84,8 +87,25 @@ class Books:
         if self.run.tensorboard:
             self._journals.append(Board(self.folder / "tensorboard", step))
 
+    def _locked(self) -> IO[bytes]:
+        """The folder's lock, so that no other run writes to it; a process that ends, however, lets it go.
+
+        Raises:
+            InputError: if another run has it.
+        """
+        file = (self.folder / "lock").open("wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise InputError(f"another run is writing to {self.folder} now; wait, or take another --output") from None
+        return file
+
     def close(self) -> None:
         """Ends the writing."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
         for each in self._journals:
             each.close()
         self._journals = []
@@ -126,6 +146,7 @@ class Books:
     def close_row(self, head: Mapping[str, Any], peak: int | None) -> dict[str, Any]:
         """Writes a row of training, and starts a new one. A collective, as all that follows."""
         self.gather_bad()
+        self.refuse_bad()
         means, count = self._means(self.row)
         seconds = self.row.seconds
         row = {
@@ -164,20 +185,21 @@ class Books:
         return row
 
     def gather_bad(self) -> None:
-        """Counts the training images that could not be read, and writes them down.
-
-        Raises:
-            InputError: if they are too many.
-        """
+        """Counts the training images that could not be read, and writes them down."""
         before = len(self.bad)
         for each in self.world.gathered(self._new_bad):
             self.bad |= {name: why for name, why in each if name not in self.bad}
         self._new_bad = []
-        if len(self.bad) == before:
-            return
-        if self._journals:
+        if self._journals and len(self.bad) > before:
             lines = [json.dumps({"name": name, "error": why}) + "\n" for name, why in sorted(self.bad.items())]
             write(self.folder / "bad_images.jsonl", "".join(lines).encode())
+
+    def refuse_bad(self) -> None:
+        """Ends the run if too many training images could not be read.
+
+        Raises:
+            InputError: if they are more than ``max_bad`` allows.
+        """
         if len(self.bad) > self.run.max_bad * self.images:
             first = next(iter(self.bad.values()))
             share = f"{len(self.bad)} of {self.images} training images can't be read"

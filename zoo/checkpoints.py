@@ -16,9 +16,9 @@ from torch import Tensor
 
 from zoo.errors import InputError, reason
 
-__all__ = ["Checkpoint", "Keep", "load", "names", "save", "write"]
+__all__ = ["Checkpoint", "Keep", "load", "name_of", "names", "save", "write"]
 
-_PREFIX, _PARTIAL = "step_", ".partial-"
+_PREFIX, _PARTIAL, _OLD = "step_", ".partial-", ".old-"
 _WEIGHTS, _AVERAGE, _STATE, _META = "model.safetensors", "ema.safetensors", "state.pt", "meta.json"
 
 
@@ -66,18 +66,18 @@ def save(folder: Path, checkpoint: Checkpoint, *, best: bool = False, keep: Keep
     Raises:
         InputError: if it can't be written; the others are as they were.
     """
-    name = f"{_PREFIX}{checkpoint.step:09d}"
-    partial, target = folder / (_PARTIAL + name), folder / name
+    name = name_of(checkpoint.step)
+    partial, target, old = folder / (_PARTIAL + name), folder / name, folder / f"{_OLD}{name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(_PARTIAL + "*"):  # of a process that was killed
-            shutil.rmtree(leftover)
+        _recover(folder)
         partial.mkdir()
         _write_files(partial, checkpoint)
-        if target.exists():  # of a run that has gone back to an older one
-            shutil.rmtree(target)
+        if target.exists():  # of the same step, before it was evaluated
+            target.rename(old)
         partial.rename(target)
         _sync(folder)
+        shutil.rmtree(old, ignore_errors=True)
         write(folder / "latest", name.encode())
         if best:
             write(folder / "best", name.encode())
@@ -86,12 +86,19 @@ def save(folder: Path, checkpoint: Checkpoint, *, best: bool = False, keep: Keep
         before = [each for each in names(folder) if each != name]
         last = f"the last good one is {folder / before[-1]}" if before else "there is none before it"
         raise InputError(f"cannot write the checkpoint {target}: {reason(error)}; {last}") from None
-    _prune(folder, keep or Keep())
+    _prune(folder, keep or Keep(), name)
     return target
+
+
+def name_of(step: int) -> str:
+    """That of the checkpoint of a step."""
+    return f"{_PREFIX}{step:09d}"
 
 
 def load(folder: Path, name: str | None = None, *, say: Callable[[str], None] = lambda _: None) -> Checkpoint:
     """Reads the newest checkpoint that is whole; every file's checksum is compared.
+
+    One that is damaged is put aside, as ``damaged-step_N``, so that it never counts again.
 
     Args:
         folder: of all checkpoints of a run.
@@ -101,14 +108,20 @@ def load(folder: Path, name: str | None = None, *, say: Callable[[str], None] = 
     Raises:
         InputError: if there is none that is whole.
     """
+    if name is None:
+        _recover(folder)
     found = names(folder) if name is None else [name]
     for each in reversed(found):
         try:
             return _read(folder / each)
-        except Exception as error:  # noqa: BLE001 (a damaged file fails in as many ways as there are bytes)
-            say(f"{folder / each} is damaged and passed over: {reason(error)}")
-            if name is not None:
+        except Exception as error:  # noqa: BLE001
+            # A damaged file fails in as many ways as there are bytes; a file that is there and can't be read, or a lack
+            # of memory, says nothing about it.
+            unreadable = isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError)
+            if name is not None or unreadable:
                 raise InputError(f"cannot read {folder / each}: {reason(error)}") from None
+            say(f"{folder / each} is damaged and passed over: {reason(error)}")
+            _set_aside(folder / each)
     raise InputError(f"no checkpoint in {folder}" + (": all are damaged" if found else ""))
 
 
@@ -168,9 +181,30 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _prune(folder: Path, keep: Keep) -> None:
+def _recover(folder: Path) -> None:
+    """Removes what a process that was killed has left, and takes back what it was about to replace."""
+    for old in folder.glob(f"{_OLD}*"):
+        target = folder / old.name.removeprefix(_OLD)
+        if target.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(target)
+    for leftover in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(leftover)
+
+
+def _set_aside(path: Path) -> None:
+    aside = path.with_name(f"damaged-{path.name}")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    except OSError:  # a folder that is not ours: it is passed over the next time, too
+        return
+
+
+def _prune(folder: Path, keep: Keep, newest: str) -> None:
     found = names(folder)
-    kept = set(found[-keep.last :])
+    kept = {newest, *found[-keep.last :]}
     best = folder / "best"
     if best.exists():
         kept.add(best.read_text().strip())

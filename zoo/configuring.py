@@ -23,7 +23,7 @@ _RUN = (
     "skip_bad", "max_skipped", "save_every", "keep", "keep_every", "tensorboard",
 )  # fmt: skip
 _FREE = {"data", "device", "workers", "backprop", "budget", "max_bad", "skip_bad", "max_skipped", "save_every", "keep"}
-_FREE |= {"keep_every", "tensorboard", "evaluate", "resume", "allow_change"}
+_FREE |= {"keep_every", "tensorboard", "evaluate", "resume", "allow_change", "dry_run"}
 
 
 def _silent(_: str) -> None:
@@ -41,7 +41,11 @@ def recipe_of(given: Mapping[str, Any], say: Callable[[str], None] = _silent) ->
     name = given.get("recipe", "paper_irevnet_b" if "data" in given else "digits")
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}")
-    recipe = RECIPES[name]
+    return _changed(RECIPES[name], given, say)
+
+
+def _changed(recipe: Recipe, given: Mapping[str, Any], say: Callable[[str], None]) -> Recipe:
+    """The recipe with what is asked for."""
     if given.get("batch_size", recipe.batch_size) != recipe.batch_size:
         before, recipe = recipe, scaled(recipe, given["batch_size"])
         changes = [f"learning rate {before.lr:g} to {given.get('lr', recipe.lr):g}"]
@@ -73,7 +77,7 @@ def prepared(given: Mapping[str, Any], world: World, say: Callable[[str], None] 
     """
     resume = given.get("resume", "auto")
     if resume not in {"auto", "never"}:
-        return _gone_on(Path(resume), given, world), Path(resume)
+        return _gone_on(Path(resume), given, world, say), Path(resume)
     recipe = recipe_of(given, say)
     settings = {key: given[key] for key in _RUN if key in given}
     settings.setdefault("device", default_device())
@@ -106,9 +110,12 @@ def _processes_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _gone_on(folder: Path, given: Mapping[str, Any], world: World) -> Run:
+def _gone_on(folder: Path, given: Mapping[str, Any], world: World, say: Callable[[str], None]) -> Run:
     """The run in a folder, with what may be changed of it, or is allowed to be."""
     old = Run.load(folder / "config.json")
+    useless = [key for key in ("recipe", "output") if key in given]
+    if useless:
+        raise InputError(f"--resume DIR has its own {useless[0]}; drop --{useless[0]}")
     allowed = given.get("allow_change", False)
     refused = sorted(given.keys() - _FREE)
     if refused and not allowed:
@@ -119,15 +126,7 @@ def _gone_on(folder: Path, given: Mapping[str, Any], world: World) -> Run:
             f"{folder} was trained by {_processes(old.world_size)}, and now there is {_processes(world.size)}: the "
             "bits will be others; --allow-change goes on"
         )
-    recipe = old.recipe
-    if refused:
-        changed = recipe_of({"recipe": recipe.name, **given}) if recipe.name in RECIPES else recipe
-        names = {"batch_size": ("batch_size", "lr", "iterations", "warmup_epochs"), "epochs": ("epochs", "iterations")}
-        names["size"] = ("size", "test_size", "resize")
-        fields = {field for key in refused for field in names.get(key, (key,)) if hasattr(recipe, field)}
-        recipe = dataclasses.replace(recipe, **{field: getattr(changed, field) for field in fields})
-    if "backprop" in given:
-        recipe = dataclasses.replace(recipe, backprop=given["backprop"])
+    recipe = _changed(old.recipe, given, say)
     settings = {key: given[key] for key in _RUN if key in given}
     return dataclasses.replace(old, recipe=recipe, world_size=world.size, **settings)
 
@@ -159,6 +158,8 @@ def _unfinished(base: Path, run: Run) -> Path | None:
     if last is None or not (last / "config.json").exists() or (last / "model.safetensors").exists():
         return None
     try:
-        return None if differences(Run.load(last / "config.json"), run) else last
+        old = Run.load(last / "config.json")
+        same_data = old.data == (None if run.data is None else str(Path(run.data).resolve()))
+        return last if same_data and not differences(old, run) else None
     except InputError:
         return None

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
-from zoo.errors import InputError
+from zoo.errors import InputError, reason
 
 __all__ = ["PARALLEL", "World", "joined", "like", "parallel", "unsynchronised", "whole"]
 
@@ -97,7 +97,12 @@ def joined(device: str) -> Generator[World]:
     if size == 1:
         yield World()
         return
-    kind = torch.device(device)
+    if "RANK" not in os.environ:
+        raise InputError("WORLD_SIZE is set and RANK is not; several processes are started by torchrun")
+    try:
+        kind = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"no device {device!r} here: {reason(error)}") from None
     world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
     if kind.type == "cuda":
         if kind.index is not None:

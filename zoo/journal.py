@@ -48,7 +48,7 @@ class Board:
 
     Args:
         folder: for its files.
-        step: the first one that is new; what an earlier session wrote of it is hidden.
+        step: the last one that counts; what an earlier session wrote after it is hidden.
 
     Raises:
         InputError: if TensorBoard is not installed.
@@ -59,7 +59,7 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise InputError("--tensorboard needs TensorBoard: pip install tensorboard") from None
-        self._writer = SummaryWriter(str(folder), purge_step=step)
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds the numbers of a row."""

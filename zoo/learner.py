@@ -58,6 +58,8 @@ class Learner:
         self._at = self._trouble = ""
         self.average: dict[str, Tensor] | None = None
         """The moving average of weights and statistics, from its first update on."""
+        self.averaged_over = 0
+        """Updates of it."""
         self.peak: int | None = None
         """The most bytes of activations in a training step of one process, once one was measured."""
         self._buffers = [b for b in self.net.buffers() if b.is_floating_point()]
@@ -164,7 +166,11 @@ class Learner:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Moves the average towards the weights as they are; the first time it takes them."""
+        """Moves the average towards the weights as they are; the first time it takes them.
+
+        At update :math:`n` the decay is the recipe's or, if that is less, :math:`n / (n + 9)`: then the average is over
+        the last tenth of the run so far.
+        """
         decay = self.run.recipe.ema_decay
         if decay is None:
             return
@@ -172,6 +178,8 @@ class Learner:
         if self.average is None:
             self.average = {key: t.detach().clone() for key, t in now.items()}
             return
+        self.averaged_over += 1
+        decay = min(decay, self.averaged_over / (self.averaged_over + 9))  # or a short run is mostly its first weights
         for key, t in now.items():
             if t.is_floating_point():
                 self.average[key].lerp_(t, 1 - decay)

@@ -47,7 +47,7 @@ class Recipe:
     cutmix: float = 0.0
     """Parameter of the beta distribution of the pasted area's share, 0 for none. With both, each batch takes one."""
     ema_decay: float | None = None
-    """Of the moving average of the weights, per update; ``None`` for no average."""
+    """Of the moving average of the weights, per update, once there were enough; ``None`` for no average."""
     ema_every: int = 1
     """Steps between its updates."""
     size: int = 224

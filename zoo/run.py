@@ -39,6 +39,7 @@ _FREE = (
     "tensorboard",
     "max_bad",
     "skip_bad",
+    "max_skipped",
     "budget",
 )
 """What a run may change when it goes on: where it runs and what it writes, not what it computes."""

@@ -120,10 +120,14 @@ class Trainer:
             InputError: if all are damaged, or they are of other data or another network.
         """
         folder = self.folder / CHECKPOINTS
-        if not checkpoints.names(folder):
+        found = self._newest(folder, say)
+        if found is None:
             return False
-        found = checkpoints.load(folder, say=say)
         state = found.state
+        if found.step > self.total:
+            raise InputError(
+                f"the run in {self.folder} is at step {found.step}, beyond the {self.total} of these options"
+            )
         if list(state["classes"]) != self.data.classes or state["images"] != len(self.training):
             raise InputError(
                 f"the training data is not that of the run in {self.folder}: other classes or number of images"
@@ -133,8 +137,24 @@ class Trainer:
         except (RuntimeError, KeyError) as error:
             raise InputError(f"the checkpoints in {folder} are of another network: {error}".splitlines()[0]) from None
         self.step, self.best, self.learner.peak = found.step, state["best"], state["peak"]
+        self.learner.averaged_over = state["averaged_over"]
         self.books.restore(state["books"])
         return True
+
+    def _newest(self, folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+        """The newest checkpoint that the main process can read, the same in all."""
+        found, problem = None, ""
+        if self.world.main and checkpoints.names(folder):
+            try:
+                found = checkpoints.load(folder, say=say)
+            except InputError as error:
+                problem = str(error)
+        step, problem = self.world.first((None if found is None else found.step, problem))
+        if problem:
+            raise InputError(problem)
+        if step is not None and found is None:
+            found = checkpoints.load(folder, checkpoints.name_of(step))
+        return found
 
     def save(self, *, best: bool = False) -> None:
         """Writes a checkpoint.
@@ -148,6 +168,7 @@ class Trainer:
             "images": len(self.training),
             "optimizer": optimizer,
             "best": self.best,
+            "averaged_over": self.learner.averaged_over,
             "peak": self.peak,
             "books": self.books.state(),
         }
@@ -169,6 +190,7 @@ class Trainer:
         """
         try:
             with reporter, stopping() as stop:
+                self.books.refuse_bad()
                 self.books.open(self.step)
                 if self.world.main and not self.finished:
                     (self.folder / "model.safetensors").unlink(missing_ok=True)  # of a run that was shorter

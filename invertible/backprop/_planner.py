@@ -58,13 +58,7 @@ class Planner(Chain):
 
     def enter(self, value: Any, *, given: bool) -> Any:
         """What enters, without data; ``given``: its memory is the caller's, and not counted."""
-        found = next((p.device for p in self.net.parameters()), None)
-
-        def enter(t: Tensor) -> Tensor:
-            """Shapes may come on the meta device."""
-            return self._fake(t, found if t.is_meta else None)
-
-        made = map_value(enter, value)
+        made = map_value(self._fake_shape, value)
         for t in leaves(made):
             storage = self._know(t)[1]
             if given:
@@ -97,7 +91,7 @@ class Planner(Chain):
         self._method, self._look = method, (_look(layer), method)
         with self._without_data(layer):
             try:
-                return super()._run(layers, method, call, value, map_value(self._fake, condition), called=called)
+                return super()._run(layers, method, call, value, map_value(self._fake_shape, condition), called=called)
             except Exception as error:
                 error.add_note("while planning what to keep, on tensors without data; other strategies need no plan")
                 raise
@@ -209,6 +203,11 @@ class Planner(Chain):
             self.sizes[storage] = t.untyped_storage().nbytes()
         self._held.append(t)
         return id(t), storage
+
+    def _fake_shape(self, t: Any) -> Any:
+        """Inputs and conditions may come as shapes on the meta device, whatever device the network is on."""
+        meta = isinstance(t, Tensor) and t.is_meta
+        return self._fake(t, next((p.device for p in self.net.parameters()), None) if meta else None)
 
     def _fake(self, t: Any, device: torch.device | None = None) -> Any:
         if not isinstance(t, Tensor):

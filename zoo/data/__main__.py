@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--manifest", type=Path, metavar="FILE", help="a line of JSON per image (default: DIR/manifest.jsonl)"
     )
     command.add_argument(
-        "--workers", type=int, metavar="N", default=max((os.cpu_count() or 1) - 1, 0), help="processes that decode"
+        "--workers", type=_count, metavar="N", default=max((os.cpu_count() or 1) - 1, 0), help="processes that decode"
     )
     given = parser.parse_args(arguments)
     manifest = given.manifest or given.data / "manifest.jsonl"
@@ -52,6 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(error)
     print(f"{done} images in {len(data.classes)} classes, {len(errors)} of them bad; {manifest}")
     return 1 if errors else 0
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    return number
 
 
 if __name__ == "__main__":

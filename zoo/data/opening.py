@@ -52,9 +52,14 @@ def open_data(root: str | Path | None) -> Data:
 
 def _open(root: Path, split: str, official: str, classes: list[str] | None) -> Source:
     folder = root / split
-    tars = sorted(folder.glob("*.tar")) or sorted(root.glob(f"{split}*.tar"))
-    if tars:
-        return TarShards(tars, classes=classes)
+    inside = sorted(folder.glob("*.tar"))
+    if inside and any(each.is_dir() for each in folder.iterdir()):
+        raise InputError(f"{folder} holds class folders and tar files ({inside[0].name}); keep one of both")
+    if inside:
+        return TarShards(inside, classes=classes)
+    beside = sorted(root.glob(f"{split}*.tar")) if not folder.exists() else []
+    if beside:
+        return TarShards(beside, classes=classes)
     if not folder.exists() and (root / official).exists():
         labels: Mapping[str, str] | None = validation_labels(root / _DEVKIT) if split == "val" else None
         return TarShards([root / official], classes=classes, labels=labels)

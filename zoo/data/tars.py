@@ -150,7 +150,7 @@ def _index(path: Path) -> Arrays:
         with path.open("rb") as file:
             rows = list(_walk(file, path))
     except (OSError, tarfile.TarError) as error:
-        raise InputError(f"cannot read {path}: {reason(error)}; it must be an uncompressed tar file") from None
+        raise InputError(f"cannot read {path}: {reason(error)}; it must be a whole, uncompressed tar file") from None
     arrays: Arrays = {
         "stamp": stamp,
         "offset": np.array([row[0] for row in rows], dtype=np.int64),
@@ -178,6 +178,9 @@ def _walk(file: Any, path: Path) -> Iterator[tuple[int, int, str, str]]:
         images: list[tuple[int, int, str, str]] = []
         for member in tar:
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # it would keep them all
+            if member.islnk() or member.issym() or member.issparse():
+                kind = "sparse" if member.issparse() else "a link"
+                raise tarfile.ReadError(f"{member.name} is {kind}, and has no bytes of its own to be read in place")
             if not member.isfile():
                 continue
             stem, extension = os.path.splitext(member.name)  # noqa: PTH122 (a name in a tar)
@@ -186,12 +189,25 @@ def _walk(file: Any, path: Path) -> Iterator[tuple[int, int, str, str]]:
                     inside = group or os.path.basename(stem)  # noqa: PTH119
                     images.append((member.offset_data + offset, size, f"{member.name}:{name}", inside))
             elif extension.lower() == ".cls":
-                numbers[stem] = _content(tar, member).decode().strip()
+                numbers[stem] = _content(tar, member).decode(errors="replace").strip()
             elif extension.lower() in IMG_EXTENSIONS:
                 folder = os.path.basename(os.path.dirname(member.name))  # noqa: PTH119, PTH120
                 images.append((member.offset_data, member.size, member.name, folder.strip(".")))
+        _check_end(file, tar.offset)
     for offset, size, name, group in images:
         yield offset, size, name, numbers.get(os.path.splitext(name)[0], group)  # noqa: PTH122
+
+
+def _check_end(file: Any, offset: int) -> None:
+    """Raises unless a tar ends in zeros where the walk has ended: tarfile says nothing of a damaged header."""
+    file.seek(offset)
+    block = file.read(1 << 20)
+    if not block:
+        raise tarfile.ReadError("it is cut off")
+    while block:
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(f"a header is damaged, or another tar follows, after {offset} bytes")
+        block = file.read(1 << 20)
 
 
 class _Window(io.RawIOBase):
