@@ -108,8 +108,15 @@ class Stopping(Reporter):
             signal.raise_signal(self.number)
 
 
-@pytest.mark.parametrize("recipe", [SHORT, RICH], ids=["short", "rich"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    ("recipe", "number"),
+    [
+        (RICH, signal.SIGTERM),
+        pytest.param(SHORT, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(RICH, signal.SIGUSR1, marks=pytest.mark.slow),
+    ],
+    ids=["rich, SIGTERM", "short, SIGINT", "rich, SIGUSR1"],
+)
 def test_an_interrupted_run_ends_with_the_same_bits(digits, tmp_path, recipe, number):
     """There are 5 steps in an epoch: interrupted in the middle of one, at the end of it, and between two rows."""
     fit(Trainer(Run(recipe, digits), tmp_path / "whole"))
@@ -572,7 +579,7 @@ def test_what_is_kept_decides_the_memory_and_nothing_else(digits, tmp_path):
     assert isinstance(budget.net.backprop, inv.Budget)
 
 
-@pytest.mark.parametrize("grid", ["exact", "exact32"])
+@pytest.mark.parametrize("grid", ["exact", pytest.param("exact32", marks=pytest.mark.slow)])
 def test_on_a_grid_what_is_kept_changes_no_bit(grid, digits, tmp_path):
     """Nor does the way back: the images come back as they were, or as they entered the grid."""
     runs = {name: Run(dataclasses.replace(ONE_EPOCH, backprop=name, grid=grid), digits) for name in BACKPROP}
