@@ -15,7 +15,7 @@ from invertible._compiled import is_compiled
 from invertible._value import leaves, map_value
 
 from ._chain import Chain
-from ._counting import Watch, storage_of
+from ._counting import Numbers, Watch, storage_of
 from ._kinds import Kind, measured
 from ._knapsack import Option, Stage
 from ._node import Step
@@ -50,7 +50,9 @@ class Planner(Chain):
         self._kinds: dict[Any, Kind] = {}
         self._uses: Counter[int] = Counter()
         self._conditions: dict[int, dict[int, int]] = {}  # by stage: bytes of the trained ones
-        self._held: list[Tensor] = []  # or others would get their numbers
+        self._tensors, self._storages = Numbers(), Numbers()
+        self._there: frozenset[int] = frozenset()
+        self._held: list[Tensor] = []  # or others would get their places
         self._paths = {id(part): path for path, part in net.named_modules()}
         self._path, self._method, self._look, self._layer = "", "", None, net
         self._compiled: set[nn.Module] = set()
@@ -66,7 +68,7 @@ class Planner(Chain):
 
         made = map_value(enter, value)
         for t in leaves(made):
-            storage = self._know(t)[1]
+            storage = self.know(t)[1]
             if given:
                 self.sizes[storage] = 0
         return made
@@ -95,6 +97,7 @@ class Planner(Chain):
         layer = self._layer = layers[0]
         self._path = self._paths[id(layer)]
         self._method, self._look = method, (_look(layer), method)
+        self._there = self._storages.there()
         with self._without_data(layer):
             try:
                 return super()._run(layers, method, call, value, map_value(self._fake, condition), called=called)
@@ -110,7 +113,7 @@ class Planner(Chain):
         if watch.peak:
             option = Option(Decision(Choice.UNTRAINED), 0, 0, frozenset(), watch.peak, 0, keeps_input=True)
             outputs = leaves(result[0] if self._method.endswith("log_det") else result)
-            self._append([option], map(self._know, leaves(value)), map(self._know, outputs))
+            self._append([option], map(self.know, leaves(value)), map(self.know, outputs))
         return result
 
     def _reconstruct_input(
@@ -148,7 +151,7 @@ class Planner(Chain):
         return outputs if kind.log_det is None else [*outputs, kind.log_det.make(())]
 
     def _stage(self, kind: Kind, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        known = [self._know(t) for t in (*tensors, *outputs)]
+        known = [self.know(t) for t in (*tensors, *outputs)]
         options = [
             Option(
                 way.decision,
@@ -172,9 +175,9 @@ class Planner(Chain):
     def _append(
         self, options: Sequence[Option], inputs: Iterable[tuple[int, int]], outputs: Iterable[tuple[int, int]]
     ) -> None:
-        waiting = frozenset(self._know(link.tensor)[1] for link in self._links.values())
+        waiting = frozenset(self.know(link.tensor)[1] for link in self._links.values())
         moves = options[0].choice.choice is Choice.MOVE
-        self.stages.append(Stage(options, tuple(inputs), tuple(outputs), moves, waiting))
+        self.stages.append(Stage(options, tuple(inputs), tuple(outputs), moves, waiting, self._there))
         self.names.append(self._path)
         self.layers.append(self._layer)
 
@@ -202,13 +205,12 @@ class Planner(Chain):
         sizes = [held[i].untyped_storage().nbytes() for i, count in self._uses.items() if count > 1]
         return sum(sizes) + max(sizes, default=0)
 
-    def _know(self, t: Tensor) -> tuple[int, int]:
+    def know(self, t: Tensor) -> tuple[int, int]:
         """The numbers of a tensor and of its storage."""
-        storage = storage_of(t)
+        storage = self._storages.of(storage_of(t), t.untyped_storage())
         if storage not in self.sizes:
             self.sizes[storage] = t.untyped_storage().nbytes()
-        self._held.append(t)
-        return id(t), storage
+        return self._tensors.of(id(t), t), storage
 
     def _fake(self, t: Any, device: torch.device | None = None) -> Any:
         if not isinstance(t, Tensor):
