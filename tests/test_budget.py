@@ -90,7 +90,7 @@ def drawn_stages(draw, most=8):
         given = tuple(streams)
         if stages and draw(st.integers(0, 4)) == 0:
             streams = [(next(tensors), s) if draw(st.booleans()) else new() for _, s in reversed(streams)]
-            options = [Option("move", 0, 0, frozenset(), draw(size), draw(size))]
+            options = [Option("move", 0, 0, frozenset(), draw(size), draw(size), values=draw(size))]
             stages.append(Stage(options, given, tuple(streams), moves=True, there=around))
             continue
         streams = [(next(tensors), given[1][1]), new()]
@@ -112,7 +112,7 @@ def drawn_stages(draw, most=8):
         )
     if beside:
         given = (*streams, *beside)
-        end = Option("move", 0, 0, frozenset(), draw(size), draw(size))
+        end = Option("move", 0, 0, frozenset(), draw(size), draw(size), values=draw(size))
         stages.append(Stage([end], given, tuple((next(tensors), s) for _, s in given), moves=True))
     return stages, sizes
 
@@ -130,7 +130,8 @@ def bytes_and_work(stages, sizes, options):
         held += option.inside
         if option.needs_output or (stage.moves and waiting):
             awaited |= {t for t, _ in stage.outputs}
-        peak = max(peak, held + sum(sizes[s] for s in kept) + option.backward - option.inside + 2 * waits)
+        values = option.values if stage.moves and waiting else 0
+        peak = max(peak, held + sum(sizes[s] for s in kept) + option.backward - option.inside + 2 * waits + values)
     kept |= {s for t, s in stages[-1].outputs if t in awaited}
     total = held + sum(sizes[s] for s in kept)
     return max(peak, total), sum(option.work for option in options), total
@@ -246,6 +247,31 @@ def test_what_containers_hold_is_counted(make):
         chosen, peak = net.plan(x), counted_peak(net, x)
         assert peak <= budget + 2048
         assert chosen.peak == pytest.approx(peak, rel=0.15)
+
+
+class Mean(nn.Module):
+    """Keeps next to nothing."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(width, 1))
+
+    def forward(self, x):
+        return (x.mean((1, 2), keepdim=True) * self.scale).expand(x.shape)
+
+
+@pytest.mark.parametrize("moves", range(1, 6))
+@pytest.mark.parametrize(("function_", "above"), [(Elementwise, 1.1), (Mean, 1.35)])  # gradients that are spread wait
+def test_moves_at_the_end_need_no_values_if_nobody_awaits_them(function_, above, moves):
+    torch.manual_seed(0)
+    layers = [Coupling(function_(16)) for _ in range(3)]
+    tail = [inv.Merge(), inv.Permute.reversed(32), inv.Split(), inv.Swap(), inv.Merge()][:moves]
+    net, x = Sequential(inv.Split(), *layers, *tail, backprop=Store()), torch.randn(256, 32, 16)
+    plan = net.plan(x)
+    assert plan.most <= above * counted_peak(net, x)
+    for budget in (plan.least, (plan.least + plan.most) // 2, plan.most):
+        net.backprop = Budget(budget)
+        assert counted_peak(net, x) <= budget + 2048
 
 
 @pytest.mark.parametrize("trained", [0, 1, 3])

@@ -58,6 +58,7 @@ class Way:
     backward: int
     check: int = 0
     probes: int = 0
+    values: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def measured(step: Step, tensors: Sequence[Tensor], conditions: Sequence[Tensor]
     views = False
     if step.adjoint is not None:
         _, backward, views = _replayed(step, tensors, conditions, needs)
-        ways = [Way(Decision(Choice.MOVE), 0, 0, frozenset(), forward, 2 * backward)]  # values and gradients
+        ways = [Way(Decision(Choice.MOVE), 0, 0, frozenset(), forward, backward, values=backward)]
     else:
         ways = [_stored(step, tensors, conditions)]
         again, backward, _ = _replayed(replace(step, rule=None), tensors, conditions, needs)

@@ -34,6 +34,8 @@ class Option:
     """Bytes that are kept to compare with."""
     keeps_input: bool = False
     """Whether it is of no help to the layer before: that one's outputs must be kept."""
+    values: int = 0
+    """More bytes of its backward pass, if it only moves elements and its inputs are awaited: gradients move anyway."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,8 @@ def _through(stage: Stage, option: Option, known: _Known, sizes: dict[int, int])
     backward = option.backward - option.inside
     if compared:
         backward = max(backward, option.check)
+    if stage.moves and awaited:
+        backward += option.values
     backward += 2 * sum(sizes[s] for s in beside)
     return _Known(frozenset(left), frozenset(kept)), added, there + option.forward, backward
 

@@ -52,6 +52,7 @@ class Planner(Chain):
         self._conditions: dict[int, dict[int, int]] = {}  # by stage: bytes of the trained ones
         self._tensors, self._storages = Numbers(), Numbers()
         self._there: frozenset[int] = frozenset()
+        self._allowed: set[int] = set()
         self._held: list[Tensor] = []  # or others would get their places
         self._paths = {id(part): path for path, part in net.named_modules()}
         self._path, self._method, self._look, self._layer = "", "", None, net
@@ -162,6 +163,7 @@ class Planner(Chain):
                 way.backward,
                 check=way.check,
                 probes=way.probes,
+                values=way.values,
                 needs_output=way.decision.choice is Choice.RECONSTRUCT,
                 keeps_input=way.decision.choice is Choice.STORE,
             )
@@ -184,7 +186,8 @@ class Planner(Chain):
     def _allow_for_views(self) -> None:
         """Gradients that are views keep what they are views of, and a layer may pass one on: to the layer before it."""
         computing = [i for i, stage in enumerate(self.stages) if len(stage.options) > 1]
-        if len(computing) > 1:
+        if len(computing) > 1 and computing[-2] not in self._allowed:  # more moves make new memory, or the same views
+            self._allowed.add(computing[-2])
             sizes = [self.sizes[s] for _, s in self.stages[computing[-1]].outputs]
             self._add_to_backward(computing[-2], sum(sizes) - min(sizes))
 
