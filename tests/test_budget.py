@@ -274,6 +274,13 @@ def test_moves_at_the_end_need_no_values_if_nobody_awaits_them(function_, above,
         assert counted_peak(net, x) <= budget + 2048
 
 
+def test_a_gradient_of_what_has_none_is_counted():
+    """Before the first layer nothing is trained, but the gradient of its merged output is that of both streams."""
+    net = Sequential(inv.Split(), elementwise(), inv.Merge(), backprop=Store())
+    x = torch.randn(256, 32, 16)
+    assert net.plan(x).peak == pytest.approx(counted_peak(net, x), rel=0.02)
+
+
 @pytest.mark.parametrize("trained", [0, 1, 3])
 def test_what_runs_before_the_first_trained_layer_is_counted(trained):
     torch.manual_seed(0)
