@@ -737,6 +737,7 @@ def test_what_depends_on_values_is_named():
     with pytest.raises(RuntimeError) as error:  # torch's own words
         net(torch.randn(2, 4, requires_grad=True))
     assert any("while planning" in note for note in error.value.__notes__)
+    assert any("with hooks silent" in note for note in error.value.__notes__)
     assert any("layer 1 of 3" in note for note in error.value.__notes__)
 
 

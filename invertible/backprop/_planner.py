@@ -103,7 +103,10 @@ class Planner(Chain):
             try:
                 return super()._run(layers, method, call, value, map_value(self._fake, condition), called=called)
             except Exception as error:
-                error.add_note("while planning what to keep, on tensors without data; other strategies need no plan")
+                error.add_note(
+                    "while planning what to keep, on tensors without data and with hooks silent; other strategies need "
+                    "no plan"
+                )
                 raise
 
     def _run_untracked(self, call: Any, value: Any, condition: Any) -> Any:
