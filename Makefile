@@ -56,6 +56,7 @@ docs: .venv/.ready ## the site, into docs/_build/html
 
 bench: .venv/.ready-bench ## the measurements of the docs, written to runs/benchmarks
 	@$(BIN)/python -m benchmarks.roundtrip
+	@$(BIN)/python -m benchmarks.loader
 	@$(BIN)/python -m benchmarks.epsilon
 	@$(BIN)/python -m benchmarks.grid
 	@$(BIN)/python -m benchmarks.budget

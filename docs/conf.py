@@ -74,6 +74,7 @@ INVENTORIES = {
     "torch": "https://docs.pytorch.org/docs/stable/",
     "torchvision": "https://docs.pytorch.org/vision/stable/",
     "hypothesis": "https://hypothesis.readthedocs.io/en/latest/",
+    "numpy": "https://numpy.org/doc/stable/",
     "pillow": "https://pillow.readthedocs.io/en/stable/",
     "rich": "https://rich.readthedocs.io/en/stable/",
 }
@@ -130,6 +131,7 @@ def process_signature(
         return None
     if obj in LAWS:
         return "(module, x, /, *, condition=None, atol=None)", ""  # one for all laws; the types are at Law
+    signature = signature.replace("<factory>", "{}")  # as a dataclass shows an empty dictionary
     return with_alias(signature, stringify_annotation), with_alias(returns or "", stringify_annotation)
 
 

@@ -3,11 +3,13 @@
 Without arguments: writes scikit-learn's 1,797 handwritten digits as an
 ImageNet-style tree of image files, trains the small i-RevNet on them, and
 inverts the validation images from its last features. With --data DIR: the
-same for ImageNet, or any folder with train/CLASS/*.jpg and val/CLASS/*.jpg.
+same for ImageNet, as folders or as its tar files. Under torchrun: on all
+processes that it starts. The same command goes on with a run that was cut off.
 """
 
 import argparse
 import dataclasses
+import json
 import os
 import shlex
 import sys
@@ -16,28 +18,27 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch.distributed.elastic.multiprocessing.errors import record
 
 import zoo
 from zoo import plots
-from zoo.data import evaluation_transform
-from zoo.errors import InputError
-from zoo.inversion import InversionError, invert_files, relative_errors
+from zoo.augment import Preparation
+from zoo.building import build, find_device, load_net
+from zoo.configuring import default_device, fresh, prepared, recipe_of
+from zoo.data import open_data
+from zoo.distributed import PARALLEL, World, joined
+from zoo.dry_run import costs, size_of
+from zoo.errors import DivergedError, InputError
+from zoo.inversion import InversionError, file_batches, invert_batches, relative_errors
+from zoo.journal import rows_of
 from zoo.progress import Reporter, say
-from zoo.recipes import RECIPES, Recipe
-from zoo.run import BACKPROP, GRIDS, Run
-from zoo.training import Interrupted, Trainer, build, find_device, load_net
+from zoo.recipes import RECIPES
+from zoo.run import AUTOCAST, BACKPROP, GRIDS
+from zoo.schedule import steps
+from zoo.stopping import Interrupted, Terminated
+from zoo.training import CHECKPOINTS, Trainer
 
-RESUME_KEEPS = {
-    "data",
-    "device",
-    "workers",
-    "backprop",
-    "grid",
-    "resume",
-    "evaluate",
-    "invert",
-}  # the rest is the run's own
-INVERT_TAKES = {"invert", "resume", "model", "size", "grid", "device", "seed", "output"}
+INVERT_TAKES = {"invert", "resume", "model", "size", "grid", "device", "seed", "output", "recipe"}
 PICTURES = 10  # as many as fit side by side
 
 
@@ -46,45 +47,77 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="A run is kept in runs/NAME: config.json, metrics.jsonl, checkpoint.pt,\n"
-        "model.safetensors, curves.png, reconstructions.png.",
+        epilog="A run is kept in runs/NAME: config.json, metrics.jsonl, checkpoints/,\n"
+        "model.safetensors, curves.png, reconstructions.png. docs/imagenet.md leads\n"
+        "from ImageNet's tar files to the number.",
     )
-    p.add_argument("--data", metavar="DIR", help="folder with train/ and val/ (default: the embedded digits)")
-    p.add_argument("--model", metavar="NAME", help=f"{', '.join(zoo.names())} (default: the recipe's)")
-    p.add_argument("--epochs", type=_positive, metavar="N", help="passes over the training images")
-    p.add_argument("--batch-size", type=_positive, metavar="N", help="images per step")
-    p.add_argument("--lr", type=_rate, metavar="X", help="largest learning rate")
-    p.add_argument("--size", type=_positive, metavar="PIXELS", help="height and width that the network sees")
-    p.add_argument(
+    what = p.add_argument_group("what to train")
+    what.add_argument("--data", metavar="DIR", help="folder of the images (default: the embedded digits)")
+    what.add_argument("--recipe", metavar="NAME", help=f"{', '.join(RECIPES)} (default: the paper's (b), or digits)")
+    what.add_argument("--model", metavar="NAME", help=f"{', '.join(zoo.names())} (default: the recipe's)")
+    what.add_argument("--epochs", type=_positive, metavar="N", help="passes over the training images")
+    what.add_argument(
+        "--batch-size", type=_positive, metavar="N", help="images per step, over all processes; the rate follows"
+    )
+    what.add_argument("--lr", type=_rate, metavar="X", help="largest learning rate, instead of the linear rule's")
+    what.add_argument("--size", type=_positive, metavar="PIXELS", help="height and width that the network sees")
+    what.add_argument("--seed", type=_count, metavar="N", help="of weights, order and augmentation (default: 0)")
+    how = p.add_argument_group("how to compute")
+    how.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    how.add_argument(
         "--backprop",
         choices=list(BACKPROP),
         help="what is kept for the gradients: everything, inputs or outputs of blocks (default: reconstruct)",
     )
-    p.add_argument(
+    how.add_argument("--budget", type=_bytes, metavar="BYTES", help="of activations, such as 20G, instead of that")
+    how.add_argument(
         "--grid",
         choices=list(GRIDS),
         help="what values between blocks are rounded to: on a grid the inverse has no error (default: exact)",
     )
-    p.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    p.add_argument("--seed", type=_count, metavar="N", help="of weights, order and augmentation (default: 0)")
-    p.add_argument(
-        "--workers",
-        type=_count,
-        metavar="N",
-        help="processes that read images (default: one per core but one, at most 8)",
+    how.add_argument("--autocast", choices=AUTOCAST, help="what products are computed in (default: the recipe's)")
+    how.add_argument(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        help="how images and weights lie in a GPU's memory (default: the recipe's)",
     )
-    p.add_argument("--output", type=Path, metavar="DIR", help="folder of the run (default: a new one in runs/)")
-    p.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
-    instead = p.add_mutually_exclusive_group()
+    how.add_argument("--parallel", choices=PARALLEL, help="how processes share the network (default: ddp)")
+    how.add_argument("--accumulate", type=_positive, metavar="N", help="parts that each process takes its batch in")
+    how.add_argument("--compile", action="store_true", default=None, help="compile the functions of the blocks")
+    how.add_argument("--deterministic", action="store_true", default=None, help="the same bits each time, on a GPU too")
+    how.add_argument(
+        "--workers", type=_count, metavar="N", help="processes that read images (default: one per core but one, to 8)"
+    )
+    how.add_argument("--max-bad", type=_share, metavar="X", help="share of unreadable images that ends (default 0.001)")
+    how.add_argument(
+        "--skip-bad", action="store_true", default=None, help="leave out unreadable validation images, and count them"
+    )
+    how.add_argument("--max-skipped", type=_positive, metavar="N", help="steps in a row without a finite loss (10)")
+    keep = p.add_argument_group("what to keep")
+    keep.add_argument("--output", type=Path, metavar="DIR", help="folder of the run (default: one in runs/)")
+    keep.add_argument(
+        "--resume", metavar="auto|never|DIR", help="go on with what is in the folder (auto, the default), or with DIR"
+    )
+    keep.add_argument("--allow-change", action="store_true", default=None, help="go on with another configuration")
+    keep.add_argument("--save-every", type=_positive, metavar="STEPS", help="checkpoints besides those of each epoch")
+    keep.add_argument("--keep", type=_positive, metavar="N", help="newest checkpoints that stay (default: 3)")
+    keep.add_argument("--keep-every", type=_positive, metavar="STEPS", help="those that stay, too")
+    keep.add_argument("--log-every", type=_positive, metavar="STEPS", help="from one row of the log to the next")
+    keep.add_argument("--tensorboard", action="store_true", default=None, help="write the log for TensorBoard, too")
+    instead = p.add_argument_group("instead of training").add_mutually_exclusive_group()
     instead.add_argument(
-        "--evaluate", action="store_true", default=None, help="do not train: evaluate the run of --resume"
+        "--dry-run", action="store_true", default=None, help="say what would be done, and what it takes"
     )
+    instead.add_argument("--evaluate", action="store_true", default=None, help="evaluate the run of --resume DIR")
     instead.add_argument(
         "--invert",
         nargs="+",
         type=Path,
         metavar="IMAGE",
-        help="do not train: run these images forward and backwards, through the run of --resume or untrained weights",
+        help="run these images forward and backwards, through the run of --resume DIR or untrained weights",
+    )
+    instead.add_argument(
+        "--curves", nargs="+", type=Path, metavar="DIR", help="draw these runs in one picture, --output or curves.png"
     )
     return p
 
@@ -93,107 +126,130 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 2 for wrong input, 130 after Ctrl-C."""
     given = {key: value for key, value in vars(parser().parse_args(arguments)).items() if value is not None}
     console = Console()
-    trainer: Trainer | None = None
     try:
+        if "curves" in given:
+            return draw_curves(given, console)
         if "invert" in given:
-            invert(given, console)
-            return 0
-        trainer = prepare(given)
-        if trainer.run.recipe.threads:
-            torch.set_num_threads(trainer.run.recipe.threads)
-        reporter = Reporter(console, total=trainer.total, done=trainer.step)
+            return invert(given, console)
+        with joined(given.get("device", default_device())) as world:
+            return train(given, world, console if world.main else None)
+    except (InputError, OSError) as error:  # a full disk, a folder that is a file, a name that is too long
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def train(given: dict[str, Any], world: World, console: Console | None) -> int:
+    """Trains, or goes on, or only evaluates or counts; then reports."""
+
+    def tell(line: str) -> None:
+        if console is not None:
+            say(console, line)
+
+    if "evaluate" in given and given.get("resume", "auto") in {"auto", "never"}:
+        raise InputError("--evaluate needs a run: add --resume DIR")
+    run, folder = prepared(given, world, tell)
+    if run.recipe.threads:
+        torch.set_num_threads(run.recipe.threads)
+    if "dry_run" in given:
+        return dry_run(run, tell)
+    trainer = Trainer(run, folder, world=world)
+    restored = given.get("resume") != "never" and trainer.restore(say=tell)
+    if "evaluate" in given and not restored:
+        raise InputError(f"no checkpoint in {folder}: nothing to evaluate")
+    reporter = Reporter(console, total=trainer.total, done=trainer.step, log_every=run.recipe.log_every)
+    try:
         if "evaluate" not in given:
-            reporter.say(f"{trainer.run.recipe.model} on {len(trainer.training)} images, run kept in {trainer.folder}")
+            on = f"{run.recipe.model} on {len(trainer.training)} images, run kept in {folder}"
+            tell(on + (f", going on after step {trainer.step} of {trainer.total}" if restored else ""))
             trainer.fit(reporter)
         report(trainer, reporter)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that is a file, a name that is too long
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (Interrupted, KeyboardInterrupt) as interrupt:
-        kept = trainer is not None and (trainer.folder / "checkpoint.pt").exists()
-        print(stopped(trainer, interrupt) if trainer and kept else "stopped", file=sys.stderr)
-        return 130
+    except (Interrupted, Terminated, KeyboardInterrupt) as stop:
+        if console is not None:
+            print(stopped(trainer, stop), file=sys.stderr)
+        return 0 if isinstance(stop, Terminated) else 130
     return 0
 
 
-def prepare(given: dict[str, Any]) -> Trainer:
-    """Builds the run that the options ask for, or takes up an old one."""
-    places = {key: given[key] for key in ("data", "device", "workers", "backprop", "grid") if key in given}
-    if "resume" in given:
-        refused = sorted(given.keys() - RESUME_KEEPS)
-        if refused:
-            option = "--" + refused[0].replace("_", "-")
-            raise InputError(f"--resume goes on with the run as it was configured; drop {option}")
-        return Trainer.resume(given["resume"], **places)
-    if "evaluate" in given:
-        raise InputError("--evaluate needs a run: add --resume DIR")
-    recipe = chosen(given)
-    seed = given.get("seed", 0)
-    workers = given.get("workers", min(8, (os.cpu_count() or 1) - 1))
-    backprop = given.get("backprop", "reconstruct")
-    device = given.get("device", default_device())
-    grid = given.get("grid", "exact")
-    run = Run(recipe, given.get("data"), seed=seed, device=device, workers=workers, backprop=backprop, grid=grid)
-    folder = given.get("output") or fresh(Path("runs") / f"{recipe.name}-{recipe.model}-seed{seed}")
-    if (folder / "checkpoint.pt").exists():
-        raise InputError(
-            f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --output"
-        )
-    return Trainer(run, folder)
+def dry_run(run: Any, tell: Any) -> int:
+    """Says what the run is, and what it takes."""
+    data = open_data(run.data)
+    recipe, classes = run.recipe, len(data.classes)
+    per_epoch = max(len(data.training) // recipe.batch_size, 1)
+    total = steps(recipe, per_epoch=per_epoch)
+    for name, value in dataclasses.asdict(run).items():
+        if name != "recipe":
+            tell(f"{name} = {json.dumps(value)}")
+    for name, value in dataclasses.asdict(recipe).items():
+        tell(f"recipe.{name} = {json.dumps(value)}")
+    size = size_of(run, classes)
+    tell(f"images: {len(data.training):,} for training, {len(data.validation):,} for validation, {classes} classes")
+    tell(f"steps: {total:,} of {recipe.batch_size} images, {per_epoch:,} in an epoch")
+    tell(f"parameters: {size.parameters:,}")
+    tell(f"forward pass of an image: {size.flops / 1e9:.2f} GFLOP (a multiplication and an addition are two)")
+    tell(f"parameters, gradients, momentum, average: {size.held / 2**20:,.1f} MiB")
+    device = find_device(run.device)
+    available = memory_of(device)
+    tell(f"memory of {device}: {available / 2**30:.1f} GiB; activations of a training step, counted:")
+    for name, cost in costs(run, classes):
+        fits = cost.largest(available - size.held)
+        tell(f"  {name}: {cost.per_image / 2**20:,.1f} MiB per image, largest batch per process that fits {fits:,}")
+    return 0
 
 
-def chosen(given: dict[str, Any]) -> Recipe:
-    """The recipe, with what the options change."""
-    recipe = RECIPES["imagenet" if "data" in given else "digits"]
-    changes = {key: given[key] for key in ("model", "batch_size", "lr", "size") if key in given}
-    if "epochs" in given:
-        changes |= {"epochs": given["epochs"], "iterations": None}
-    if "size" in given:
-        changes["resize"] = round(recipe.resize * given["size"] / recipe.size)
-    return dataclasses.replace(recipe, **changes)
-
-
-def fresh(folder: Path) -> Path:
-    """The folder, or with a number behind it if there is one already."""
-    candidates = (folder if n == 1 else folder.with_name(f"{folder.name}-{n}") for n in range(1, sys.maxsize))
-    return next(path for path in candidates if not path.exists())
+def memory_of(device: torch.device) -> int:
+    """Bytes: of a GPU all, of this machine what is free."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise InputError("--dry-run can't tell how much memory is free here; on Linux it can")
 
 
 def report(trainer: Trainer, reporter: Reporter) -> None:
     """Evaluates, inverts, and prints the table."""
-    result, error = trainer.evaluate(), trainer.invert()
+    result = trainer.evaluate()
     cells = {
         "top-1 accuracy": f"{result.top1:.2f} %",
         "top-5 accuracy": f"{result.top5:.2f} %",
         "validation loss": f"{result.loss:.4f} nats",
-        "training time": f"{trainer.seconds:.1f} s",
+        "training time": f"{trainer.books.seconds:.1f} s",
         "training speed": f"{trainer.images_per_second:.0f} images/s",
         "parameters": f"{sum(p.numel() for p in trainer.net.parameters()):,}",
     }
     if trainer.peak is not None:
-        cells |= {"peak of activations": f"{trainer.peak / 2**20:.1f} MiB ({trainer.run.backprop})"}
-    if trainer.drift is not None:
-        cells |= {"largest drift": f"{trainer.drift:.1e}" if trainer.drift else "0"}
-    if error is not None:
-        cells |= {"inversion error ε": mean_median_max(error)}
+        cells |= {"peak of activations": f"{trainer.peak / 2**20:.1f} MiB ({trainer.run.kept})"}
+    if trainer.books.drift is not None:
+        cells |= {"largest drift": f"{trainer.books.drift:.1e}" if trainer.books.drift else "0"}
+    if trainer.books.skipped:
+        cells |= {"steps skipped": f"{trainer.books.skipped}, for a loss that was not finite"}
+    if trainer.books.bad:
+        cells |= {"unreadable images": f"{len(trainer.books.bad)}, replaced; bad_images.jsonl names them"}
+    try:
+        error = trainer.invert()
+        cells |= {} if error is None else {"inversion error ε": mean_median_max(error)}
+    except DivergedError as error:  # what was learnt is none the worse
+        cells |= {"inversion error ε": str(error).partition(";")[0]}
     reporter.table(f"{trainer.run.recipe.model}: {result.images} validation images", cells)
     reporter.say(f"curves.png, reconstructions.png, model.safetensors and the rest are in {trainer.folder}")
 
 
-def invert(given: dict[str, Any], console: Console) -> None:
+def invert(given: dict[str, Any], console: Console) -> int:
     """Runs image files through a network and back, and says how far off each is."""
-    refused = sorted(given.keys() - (INVERT_TAKES & RESUME_KEEPS if "resume" in given else INVERT_TAKES))
+    resumed = given.get("resume", "auto") not in {"auto", "never"}
+    takes = INVERT_TAKES - {"model", "size", "seed", "output", "recipe"} if resumed else INVERT_TAKES
+    refused = sorted(given.keys() - takes)
     if refused:
         raise InputError(f"--invert has no use for --{refused[0].replace('_', '-')} here; drop it")
     device = find_device(given.get("device", default_device()))
-    if "resume" in given:
-        net, run = load_net(given["resume"], device)
-        recipe, folder = run.recipe, given["resume"]
+    if resumed:
+        net, run = load_net(Path(given["resume"]), device)
+        recipe, folder = run.recipe, Path(given["resume"])
     else:
-        recipe = chosen(given)
+        recipe = recipe_of(given)
         folder = given.get("output") or fresh(Path("runs") / "inverted")
         torch.manual_seed(given.get("seed", 0))
         net = build(recipe, num_classes=1000).to(device)
@@ -205,15 +261,31 @@ def invert(given: dict[str, Any], console: Console) -> None:
         net.grid = GRIDS[given["grid"]]
     errors: list[torch.Tensor] = []
     pictures: list[tuple[torch.Tensor, torch.Tensor]] = []
-    results = invert_files(net, given["invert"], evaluation_transform(recipe), device=device)
+    restored = Preparation(recipe).restored
+    results = invert_batches(net, file_batches(given["invert"], recipe, device))
     for path, (image, recovered) in zip(given["invert"], results, strict=True):
         errors.append(relative_errors(recovered, image).cpu())
-        pictures = [*pictures, (image[0].cpu(), recovered[0].cpu())][:PICTURES]
+        pictures = [*pictures, (restored(image)[0].cpu(), restored(recovered)[0].cpu())][:PICTURES]
         say(console, f"{path}: relative error {errors[-1].item():.1e}")
     say(console, f"ε = {mean_median_max(InversionError.of(torch.cat(errors)))}")
     images, recoveries = (torch.stack(list(column)) for column in zip(*pictures, strict=True))
     plots.reconstructions(images, recoveries, folder / "inverted.png")
     say(console, f"{folder / 'inverted.png'}")
+    return 0
+
+
+def draw_curves(given: dict[str, Any], console: Console) -> int:
+    """Draws several runs in one picture."""
+    refused = sorted(given.keys() - {"curves", "output"})
+    if refused:
+        raise InputError(f"--curves has no use for --{refused[0].replace('_', '-')}; drop it")
+    path = given.get("output", Path("curves.png"))
+    folders = [folder.resolve() for folder in given["curves"]]
+    common = Path(os.path.commonpath(folders)) if len(set(folders)) > 1 else folders[0].parent
+    runs = {str(whole.relative_to(common)): rows_of(each) for whole, each in zip(folders, given["curves"], strict=True)}
+    plots.curves(runs, path)
+    say(console, str(path))
+    return 0
 
 
 def mean_median_max(error: InversionError) -> str:
@@ -223,17 +295,17 @@ def mean_median_max(error: InversionError) -> str:
     return f"{error.mean:.2e} (median {error.median:.2e}, maximum {error.maximum:.2e})"
 
 
-def stopped(trainer: Trainer, interrupt: BaseException) -> str:
-    """What to say after Ctrl-C."""
-    whole = isinstance(interrupt, Interrupted)  # a second Ctrl-C ends the program before it can save
+def stopped(trainer: Trainer, stop: BaseException) -> str:
+    """What to say after Ctrl-C or a scheduler's signal."""
+    if isinstance(stop, KeyboardInterrupt) and not list((trainer.folder / CHECKPOINTS).glob("step_*")):
+        return "stopped"
+    whole = not isinstance(stop, KeyboardInterrupt)  # a second Ctrl-C ends the program before it can save
     kept = f"after step {trainer.step} of {trainer.total}; what was learnt is kept" if whole else "at the last save"
-    command = shlex.join([sys.executable, sys.argv[0], "--resume", str(trainer.folder)])
+    launcher = [sys.executable]
+    if trainer.world.size > 1:
+        launcher = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "N")]
+    command = shlex.join([*launcher, sys.argv[0], "--resume", str(trainer.folder)])
     return f"stopped {kept}. Go on with:\n  {command}"
-
-
-def default_device() -> str:
-    """A GPU if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _positive(text: str) -> int:
@@ -257,5 +329,25 @@ def _rate(text: str) -> float:
     return number
 
 
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
+    return number
+
+
+def _bytes(text: str) -> int:
+    """A number of bytes, or with K, M, G or T behind it: of kibibytes, and so on."""
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(text[-1:].upper(), 1)
+    try:
+        number = round(float(text if unit == 1 else text[:-1]) * unit)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number of bytes such as 20G, got {text}") from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return number
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    sys.exit((record(main) if under_torchrun else main)())  # writes a traceback where torchrun finds it

@@ -30,6 +30,7 @@ from invertible.backprop._counting import Watch
 from invertible.backprop._knapsack import Option, Stage, cheapest, least_peak, peak_of
 from invertible.backprop.plan import Decision
 from invertible.testing import measure_memory
+from tests import networks
 from tests.networks import METHODS, UsersAffine, assert_same, draw_network, function, outcome
 
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
@@ -595,6 +596,14 @@ def test_a_plan_is_made_where_parametrizations_are_cached():
         plan = net.plan(x)
         assert net[1].function[2].weight is weight
     assert str(plan) == str(net.plan(x))
+
+
+def test_shapes_alone_are_planned():
+    torch.manual_seed(0)
+    net = Sequential(inv.Split(), *(Coupling(networks.Conditioned(4)) for _ in range(3)), inv.Merge(), backprop=Store())
+    x, condition = torch.randn(2, 8, 6, 6), torch.randn(2, 4)
+    plan = net.plan(x, condition=condition)
+    assert str(net.plan(x.to("meta"), condition=condition.to("meta"))) == str(plan)
 
 
 def test_hooks_on_saved_tensors_do_not_see_the_planning():

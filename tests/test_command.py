@@ -20,7 +20,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
+
+from zoo.recipes import RECIPES
+from zoo.run import Run
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-W", "error", str(ROOT / "examples" / "imagenet_irevnet.py")]
@@ -50,8 +54,9 @@ def trained(tmp_path_factory):
 def test_without_data_it_trains_on_the_digits_and_prints_one_table(trained):
     folder, out = trained
     lines = out.splitlines()
-    assert lines[0] == "irevnet_small on 1442 images, run kept in runs/one"
-    assert re.fullmatch(r"epoch 1/1  loss \d\.\d{4}  validation \d\.\d{4}  top-1  ?\d+\.\d\d%  \d+ images/s", lines[1])
+    assert lines[0] == "batch size 64 to 256: learning rate 0.1 to 0.4, by the linear rule"
+    assert lines[1] == "irevnet_small on 1442 images, run kept in runs/one"
+    assert re.fullmatch(r"epoch 1/1  loss \d\.\d{4}  validation \d\.\d{4}  top-1 +\d+\.\d\d%  \d+ images/s", lines[2])
     for name in (
         "top-1 accuracy",
         "top-5 accuracy",
@@ -95,12 +100,23 @@ def test_invert_runs_photographs_backwards(trained):
     assert (folder / "runs/inverted/inverted.png").exists()
 
 
-def test_an_imagenet_style_tree_takes_the_same_path(tmp_path):
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A tree of ImageNet's form, of two real photographs."""
+    return photographs(tmp_path_factory.mktemp("photos"))
+
+
+def photographs(root):
     for name, pixels in zip(["n01_temple", "n02_flower"], load_sample_images().images, strict=True):
         for split in ("train", "val"):
-            (tmp_path / "data" / split / name).mkdir(parents=True)
+            (root / split / name).mkdir(parents=True)
             for i in range(3):
-                Image.fromarray(pixels[30 * i :]).save(tmp_path / "data" / split / name / f"{i}.JPEG")
+                Image.fromarray(pixels[30 * i :]).save(root / split / name / f"{i}.JPEG")
+    return root
+
+
+def test_an_imagenet_style_tree_takes_the_same_path(tmp_path):
+    photographs(tmp_path / "data")
     options = [
         "--data",
         "data",
@@ -118,11 +134,13 @@ def test_an_imagenet_style_tree_takes_the_same_path(tmp_path):
     out = run(*options, "--output", "runs/photos", cwd=tmp_path).stdout
     assert "irevnet_small on 6 images" in out
     config = json.loads((tmp_path / "runs/photos/config.json").read_text())
-    assert config["recipe"]["name"] == "imagenet"
+    assert config["recipe"]["name"] == "paper_irevnet_b"
+    assert config["recipe"]["lr"] == pytest.approx(0.1 * 2 / 256)
     assert (config["recipe"]["size"], config["recipe"]["resize"]) == (64, 73)
     assert config["data"] == str(tmp_path / "data")  # so that it goes on from another folder
     assert " on 6 images" not in run("--resume", "photos", "--evaluate", cwd=tmp_path / "runs").stdout
-    assert [json.loads(r)["step"] for r in (tmp_path / "runs/photos/metrics.jsonl").read_text().splitlines()] == [3, 6]
+    rows = [json.loads(line) for line in (tmp_path / "runs/photos/metrics.jsonl").read_text().splitlines()]
+    assert [(row["kind"], row["step"]) for row in rows] == [(k, s) for s in (3, 6) for k in ("train", "validation")]
 
 
 WRONG = [
@@ -134,20 +152,26 @@ WRONG = [
         ["--data", "broken", "--batch-size", "1"],
         "error: cannot read the image broken/train/cat/a.png: not an image file",
     ),
+    (["--recipe", "papers"], "error: unknown recipe 'papers'; there are paper_irevnet_a, paper_irevnet_b"),
+    (["--budget", "20 GB"], "argument --budget: must be a number of bytes such as 20G, got 20 GB"),
+    (["--budget", "1"], "error: Budget: Sequential needs "),
+    (["--accumulate", "3"], "error: the batch size 64 can't be shared equally by 1 processes in 3 pieces each"),
+    (["--max-bad", "2"], "argument --max-bad: must be between 0 and 1, got 2"),
+    (["--curves", "nothing"], "error: no run in nothing: metrics.jsonl is missing"),
+    (["--curves", "nothing", "--epochs", "1"], "error: --curves has no use for --epochs; drop it"),
     (["--device", "cuda:99"], "error: no device 'cuda:99' here: "),
     (["--size", "40"], "error: irevnet_small needs a size that 16 divides, got 40"),
     (["--model", "irevnet_c"], "error: zoo.create: unknown model 'irevnet_c'; there are irevnet_a, irevnet_b"),
     (["--batch-size", "2000"], "error: the batch size 2000 is more than the 1442 training images"),
     (["--resume", "nothing"], "error: no run in nothing: config.json is missing"),
     (["--resume", "photo.png"], "error: cannot read photo.png/config.json: Not a directory"),
-    (["--output", "photo.png"], "error: "),
+    (["--output", "photo.png"], "error: cannot write to photo.png: "),
     (["--output", "x" * 300], "error: "),
     (["--seed", str(2**64)], "argument --seed: must not be negative nor above 2**63, got 18446744073709551616"),
     (["--device", "meta"], "error: no device 'meta' here: "),
     (["--size", "16", "--batch-size", "1"], "error: irevnet_small needs a batch of two or more at size 16"),
     (["--invert", "photo.png", "--epochs", "1"], "error: --invert has no use for --epochs here; drop it"),
     (["--invert", "photo.png", "--evaluate"], "argument --evaluate: not allowed with argument --invert"),
-    (["--resume", "nothing", "--lr", "1"], "error: --resume goes on with the run as it was configured; drop --lr"),
     (["--evaluate"], "error: --evaluate needs a run: add --resume DIR"),
     (["--invert", "nothing.png"], "error: cannot read the image nothing.png: No such file or directory"),
     (["--invert", "broken/train/cat/a.png"], "error: cannot read the image broken/train/cat/a.png: not an image file"),
@@ -155,9 +179,23 @@ WRONG = [
     (["--invert", "photo.png", "--model", "irevnet_c"], "error: zoo.create: unknown model 'irevnet_c'"),
     (["--invert", "photo.png", "--device", "gpu"], "error: no device 'gpu' here: "),
     (
-        ["--output", "taken"],
-        "error: taken holds a run already; go on with it by --resume taken, or choose another --output",
+        ["--output", "taken", "--resume", "never"],
+        "error: taken holds a run already; go on with it without --resume never, or choose another one",
     ),
+    (
+        ["--output", "taken", "--seed", "4", "--batch-size", "32"],
+        "error: taken holds a run of another configuration "
+        "(batch_size: 64, now 32; lr: 0.1, now 0.05; seed: 0, now 4); choose another --output, or add --allow-change",
+    ),
+    (
+        ["--resume", "taken", "--lr", "1"],
+        "error: --resume goes on with the run as it was configured; drop --lr, or add",
+    ),
+    (["--resume", "taken", "--recipe", "modern"], "error: --resume DIR has its own recipe; drop --recipe"),
+    (["--resume", "taken", "--output", "x", "--allow-change"], "error: --resume DIR has its own output; drop --output"),
+    (["--resume", "taken", "--evaluate"], "error: no checkpoint in taken: nothing to evaluate"),
+    (["--resume", "two"], "error: two was trained by 2 processes, and now there is 1 process: the bits will be others"),
+    (["--output", "other"], "error: cannot read other/config.json: "),
     (["--lr", "-1"], "argument --lr: must be a positive number, got -1"),
     (["--epochs", "0"], "argument --epochs: must be at least 1, got 0"),
     (["--seed", "-1"], "argument --seed: must not be negative nor above 2**63, got -1"),
@@ -175,8 +213,11 @@ def mess(tmp_path_factory):
                 Image.new("RGB", (32, 32)).save(folder / tree / split / name / "a.png")
     (folder / "strange/val/dog").mkdir()
     (folder / "broken/train/cat/a.png").write_text("no image")
-    (folder / "taken").mkdir()
-    (folder / "taken/checkpoint.pt").write_text("")
+    for name, size in (("taken", 1), ("two", 2)):
+        (folder / name).mkdir()
+        Run(RECIPES["digits"], world_size=size).save(folder / name / "config.json")
+    (folder / "other").mkdir()
+    (folder / "other/config.json").write_text("{}")
     Image.new("RGB", (32, 32)).save(folder / "photo.png")
     return folder
 
@@ -212,6 +253,90 @@ def test_wrong_input_in_a_worker_process_leaves_no_traceback(mess):
     assert result.stderr == "error: cannot read the image broken/train/cat/a.png: not an image file\n"
 
 
+def test_a_run_that_ends_early_leaves_no_worker_behind(tmp_path):
+    """They ignore the signal by which Python would end them, for it is the one that schedulers send."""
+    options = ["--lr", 1e6, *QUICK[:2], "--epochs", 2, "--workers", 2, "--output", "run"]
+    result = run(*options, "--max-skipped", 2, cwd=tmp_path, code=2)
+    assert re.fullmatch(r"error: the loss was not finite in 2 [^\n]*; try a lower --lr\n", result.stderr)
+    out = run(*options, "--max-skipped", 100, "--allow-change", cwd=tmp_path).stdout
+    assert re.search(r"inversion error ε +│ the activations [^;]*│\n", out)
+    assert re.search(r"steps skipped +│ \d, for a loss that was not finite", out)
+
+
+def test_the_same_command_goes_on_with_what_is_not_finished_and_then_begins_anew(tmp_path):
+    options = ["--epochs", 2, *QUICK, "--lr", 0.1]
+    runs = tmp_path / "runs"
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, options)], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    while "epoch 1/2" not in process.stdout.readline():
+        assert process.poll() is None
+    process.kill()
+    process.communicate()
+    out = run(*options, cwd=tmp_path).stdout
+    assert "run kept in runs/digits-irevnet_small-seed0, going on after step 5 of 10" in out
+    assert "epoch 2/2" in out
+    again = run(*options, cwd=tmp_path).stdout
+    assert "run kept in runs/digits-irevnet_small-seed0-2\n" in again
+    first, second = (runs / f"digits-irevnet_small-seed0{n}" / "model.safetensors" for n in ("", "-2"))
+    weights, others = load_file(first), load_file(second)
+    assert all(torch.equal(t, others[key]) for key, t in weights.items())
+    with_other = run("--output", first.parent, *options, "--epochs", 3, "--allow-change", cwd=tmp_path).stdout
+    assert "going on after step 10 of 15" in with_other
+    finished = run("--output", second.parent, *options, cwd=tmp_path).stdout
+    assert "going on after step 10 of 10" in finished
+    out = run("--curves", first.parent, second.parent, "--output", "both.png", cwd=tmp_path).stdout
+    assert out == "both.png\n"
+    with Image.open(tmp_path / "both.png") as picture:
+        assert picture.size[0] > 500
+
+
+def test_allowed_changes_are_made_to_the_run_as_it_is(tmp_path):
+    run("--epochs", 1, *QUICK, "--lr", 0.1, "--output", "run", cwd=tmp_path)
+    options = ["--resume", "run", "--batch-size", 128, "--epochs", 2, "--allow-change"]
+    out = run(*options, "--dry-run", cwd=tmp_path).stdout
+    assert "batch size 256 to 128: learning rate 0.1 to 0.05, by the linear rule\n" in out
+    assert "recipe.lr = 0.05\n" in out
+    assert "recipe.epochs = 2\n" in out
+    error = run("--resume", "run", "--batch-size", 1024, "--allow-change", cwd=tmp_path, code=2).stderr
+    assert error == "error: the run in run is at step 5, beyond the 1 of these options\n"
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path):
+    out = run("--dry-run", "--batch-size", 128, "--recipe", "digits", "--budget", "100M", cwd=tmp_path).stdout
+    lines = out.splitlines()
+    assert lines[0] == "batch size 64 to 128: learning rate 0.1 to 0.2, by the linear rule"
+    for line in ("seed = 0", "world_size = 1", "recipe.lr = 0.2", 'recipe.grid = "exact"', "parameters: 484,738"):
+        assert line in lines
+    assert "images: 1,442 for training, 355 for validation, 10 classes" in lines
+    assert "steps: 330 of 128 images, 11 in an epoch" in lines
+    perf = {
+        name: float(size)
+        for name, size in re.findall(r"^  (\w+): (\d+\.\d) MiB per image, largest batch", out, re.MULTILINE)
+    }
+    assert perf.keys() == {"store", "recompute", "reconstruct"}
+    assert perf["store"] >= perf["recompute"] >= perf["reconstruct"] > 0
+    assert re.search(r"^  budget of 0\.1 GiB: ", out, re.MULTILINE)
+    assert not list((tmp_path / "runs").glob("digits-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "digits"])
+def test_a_dry_run_of_each_imagenet_recipe(photos, recipe):
+    out = run("--dry-run", "--data", photos, "--recipe", recipe, "--batch-size", 4, cwd=photos).stdout
+    assert "largest batch per process that fits" in out
+    assert f'recipe.name = "{recipe}"' in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "digits"])
+def test_each_imagenet_recipe_runs_on_small_images_with_a_small_network(photos, recipe):
+    options = ["--data", photos, "--recipe", recipe, "--model", "irevnet_small", "--size", 64, "--batch-size", 2]
+    out = run(*options, "--epochs", 1, "--workers", 1, "--output", f"runs/{recipe}", cwd=photos).stdout
+    assert "epoch 1/1" in out
+    assert re.search(r"inversion error ε +│ \S", out)
+
+
 def test_help_reads_well(tmp_path):
     out = run("--help", cwd=tmp_path).stdout
     assert "Without arguments" in out
@@ -230,6 +355,12 @@ def test_help_reads_well(tmp_path):
         "resume",
         "evaluate",
         "invert",
+        "recipe",
+        "dry-run",
+        "curves",
+        "parallel",
+        "accumulate",
+        "allow-change",
     ]:
         assert f"--{option}" in out
 
@@ -255,9 +386,7 @@ def test_ctrl_c_keeps_what_was_learnt_and_says_how_to_go_on(tmp_path):
     assert "Traceback" not in err
     command = shlex.join([sys.executable, COMMAND[-1], "--resume", "runs/cut"])
     assert f"what was learnt is kept. Go on with:\n  {command}\n" in err
-    assert {"checkpoint.pt", "model.safetensors", "metrics.jsonl"} <= {
-        p.name for p in (tmp_path / "runs/cut").iterdir()
-    }
+    assert {"checkpoints", "metrics.jsonl"} <= {p.name for p in (tmp_path / "runs/cut").iterdir()}
     out = run("--resume", "runs/cut", cwd=tmp_path).stdout
     assert "epoch 2/2" in out
     assert "epoch 1/2" not in out

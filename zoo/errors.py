@@ -25,7 +25,7 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def diverging(at: str) -> Generator[None]:
-    """Says in one line what has become of the network, and what to try.
+    """Says in one line what has become of the network, where, and what to try.
 
     Raises:
         DivergedError: if a value leaves the grid, or a reconstruction is off.

@@ -1,15 +1,19 @@
 """How well a network classifies."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from zoo.data import ImageTree, loader
+from invertible import StreamRangeError
+from zoo.distributed import World
+from zoo.errors import InputError
+from zoo.irevnet import IRevNet
 
-__all__ = ["Evaluation", "evaluate", "image_batches"]
+__all__ = ["Evaluation", "evaluate", "evaluating"]
 
 
 @dataclass(frozen=True)
@@ -22,35 +26,60 @@ class Evaluation:
     images: int
 
 
-def image_batches(
-    data: ImageTree, *, batch_size: int, workers: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields every image once, in order, in [0, 1], with its label, on a device. The last batch may be smaller."""
-    addresses = [(0, index) for index in range(len(data))]
-    batches = [addresses[first : first + batch_size] for first in range(0, len(data), batch_size)]
-    for images, labels in loader(data, batches, workers=workers, pin=device.type == "cuda"):
-        yield images.to(device, non_blocking=True).float() / 255, labels.to(device, non_blocking=True)
-
-
-@torch.no_grad()
-def evaluate(net: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> Evaluation:
-    """Classifies every image in ``eval`` mode and puts every part of the network back into the mode that it was in.
-
-    The top-5 accuracy counts a label among the five largest logits; with fewer classes it is 100.
-    """
+@contextmanager
+def evaluating(net: nn.Module) -> Generator[None]:
+    """Puts a network into ``eval`` mode, and every part of it back into the mode that it was in."""
     modes = [(part, part.training) for part in net.modules()]
     net.eval()
-    totals = torch.zeros(3, dtype=torch.float64)
-    count = 0
     try:
-        for images, labels in batches:
-            logits = net(images)
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-            loss = cross_entropy(logits, labels, reduction="sum")
-            totals += torch.stack([best[:, 0].sum().double(), best.sum().double(), loss.double()]).cpu()
-            count += len(labels)
+        yield
     finally:
         for part, training in modes:
             part.training = training
-    top1, top5, loss = (totals / count).tolist()
+
+
+def _logits(net: nn.Module, x: Tensor) -> Tensor:
+    try:
+        return net(x)
+    except StreamRangeError:
+        if not isinstance(net, IRevNet):
+            raise
+    grid, net.grid = net.grid, None
+    try:
+        return net(x)
+    finally:
+        net.grid = grid
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, world: World | None = None) -> Evaluation:
+    """Classifies every image in ``eval`` mode.
+
+    Images whose activations leave the network's grid, as they may early in training, are classified without one: for
+    that, rounding is no matter. The top-5 accuracy counts a label among the five largest logits; with fewer classes it
+    is 100.
+
+    Args:
+        net: returns logits.
+        batches: what it sees, and the labels; of several processes, the part of each, however many images it has.
+        world: these processes.
+
+    Raises:
+        InputError: if there is no image.
+    """
+    totals = torch.zeros(4, dtype=torch.float64)
+    with evaluating(net):
+        for x, labels in batches:
+            logits = _logits(net, x)
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            loss = cross_entropy(logits.float(), labels, reduction="sum")
+            counts = [best[:, 0].sum().double(), best.sum().double(), loss.double()]
+            totals[:3] += torch.stack(counts).cpu()
+            totals[3] += len(labels)
+    device = next((p.device for p in net.parameters()), totals.device)
+    totals = (world or World()).summed(totals.to(device)).cpu()
+    count = int(totals[3])
+    if not count:
+        raise InputError("there is no validation image that can be read")
+    top1, top5, loss = (totals[:3] / count).tolist()
     return Evaluation(100 * top1, 100 * top5, loss, count)

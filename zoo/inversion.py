@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
-from zoo.data import load_image
-from zoo.errors import diverging
+from zoo.augment import Preparation
+from zoo.data import decode_image, evaluation_transform
+from zoo.errors import InputError, diverging, reason
+from zoo.evaluation import evaluating
 from zoo.irevnet import IRevNet
+from zoo.recipes import Recipe
 
-__all__ = ["InversionError", "invert_files", "relative_errors"]
+__all__ = ["InversionError", "file_batches", "invert_batches", "relative_errors"]
 
 
 def relative_errors(recovered: Tensor, x: Tensor) -> Tensor:
@@ -46,23 +48,29 @@ class InversionError:
 
 
 @torch.no_grad()
-def invert_files(
-    net: IRevNet, paths: Iterable[Path], transform: v2.Compose, *, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Reads image files, runs the network forward and backwards in ``eval``, and yields each image and its recovery.
-
-    Args:
-        net: the network.
-        paths: of the images.
-        transform: from a Pillow image to a uint8 tensor.
-        device: that the network is on.
+def invert_batches(net: IRevNet, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Runs the network forward and backwards in ``eval``, and yields each batch with its recovery.
 
     Raises:
-        InputError: if a file can't be read, or a value leaves the network's grid.
+        InputError: if a value leaves the network's grid.
     """
-    net.eval()
+    with evaluating(net):
+        for x in batches:
+            with diverging("in the inversion"):
+                recovered = net.inverse(net.features(x))
+            yield x, recovered
+
+
+def file_batches(paths: Iterable[Path], recipe: Recipe, device: torch.device) -> Iterator[Tensor]:
+    """Reads image files as the recipe does for its test, one by one: ``(1, 3, size, size)``.
+
+    Raises:
+        InputError: if a file can't be read.
+    """
+    prepare, transform = Preparation(recipe), evaluation_transform(recipe)
     for path in paths:
-        image = transform(load_image(path)).to(device).float()[None] / 255
-        with diverging("in the inversion"):
-            recovered = net.inverse(net.features(image))
-        yield image, recovered
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read the image {path}: {reason(error)}") from None
+        yield prepare(transform(decode_image(content, str(path)))[None].to(device))

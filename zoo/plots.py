@@ -1,5 +1,6 @@
 """The pictures of a training run."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,30 +10,59 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-__all__ = ["curves", "reconstructions"]
+__all__ = ["curves", "moving_average", "reconstructions"]
 
 
-def curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws loss and accuracy over the epochs.
+def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Draws loss and accuracy over the steps, of several runs in one picture, like Figure 3 of the i-RevNet paper.
+
+    The training loss is the mean over the last 100 steps, or over those of a row of the log where these are more.
 
     Args:
-        rows: of ``metrics.jsonl``, at least one.
+        runs: for each name the rows of its ``metrics.jsonl``, see :func:`zoo.journal.rows_of`.
         path: of the PNG file.
     """
     figure = _figure(9, 3.6)
     loss, accuracy = figure.subplots(1, 2)
-    epochs = [row["epoch"] for row in rows]
-    loss.plot(epochs, [row["train_loss"] for row in rows], label="training, as optimised", marker=".")
-    loss.plot(epochs, [row["loss"] for row in rows], label="validation", marker=".")
-    loss.set(xlabel="epoch", ylabel="cross entropy (nats)", yscale="log")
-    accuracy.plot(epochs, [row["train_top1"] for row in rows], label="training, augmented", marker=".")
-    accuracy.plot(epochs, [row["top1"] for row in rows], label="validation", marker=".")
-    accuracy.set(xlabel="epoch", ylabel="top-1 accuracy (%)")
+    for number, (name, rows) in enumerate(runs.items()):
+        colour, prefix = f"C{number}", f"{name}: " if len(runs) > 1 else ""
+        training = [row for row in rows if row["kind"] == "train" and row["loss"] is not None]
+        validation = [row for row in rows if row["kind"] == "validation"]
+        steps = [row["step"] for row in training]
+        loss.plot(steps, moving_average(training, "loss"), color=colour, alpha=0.6, label=f"{prefix}training")
+        accuracy.plot(steps, moving_average(training, "top1"), color=colour, alpha=0.6, label=f"{prefix}training")
+        for axes, key in ((loss, "loss"), (accuracy, "top1")):
+            average = "ema_" if validation and f"ema_{key}" in validation[0] else ""
+            shown = [math.nan if row[average + key] is None else row[average + key] for row in validation]
+            what = "validation, averaged weights" if average else "validation"
+            at = [row["step"] for row in validation]
+            axes.plot(at, shown, "--", marker=".", color=colour, label=prefix + what)
+    loss.set(xlabel="step", ylabel="cross entropy (nats)", yscale="log")
+    accuracy.set(xlabel="step", ylabel="top-1 accuracy (%)")
     for axes in (loss, accuracy):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     _save(figure, path)
+
+
+def moving_average(rows: Sequence[Mapping[str, Any]], key: str, window: int = 100) -> list[float]:
+    """At each row the mean over the last ``window`` steps, of means over the steps since the row before.
+
+    Example:
+        >>> rows = [{"step": 50, "loss": 3.0}, {"step": 100, "loss": 1.0}, {"step": 150, "loss": 5.0}]
+        >>> moving_average(rows, "loss")
+        [3.0, 2.0, 3.0]
+    """
+    found: list[float] = []
+    starts = [0, *(row["step"] for row in rows)]
+    for i, row in enumerate(rows):
+        first = i
+        while first > 0 and row["step"] - starts[first - 1] <= window:
+            first -= 1
+        parts = [(starts[j + 1] - starts[j], rows[j][key]) for j in range(first, i + 1)]
+        found.append(sum(length * value for length, value in parts) / sum(length for length, _ in parts))
+    return found
 
 
 def reconstructions(images: Tensor, recovered: Tensor, path: Path) -> None:

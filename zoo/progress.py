@@ -1,5 +1,6 @@
-"""What a training run shows while it runs: a bar on a terminal, a line per epoch elsewhere."""
+"""What a training run shows while it runs: a bar on a terminal, lines elsewhere."""
 
+import math
 from types import TracebackType
 from typing import Any
 
@@ -9,20 +10,23 @@ from rich.table import Table
 
 __all__ = ["Reporter", "say"]
 
+_LONG = 10  # rows of the log in an epoch from which each is a line
+
 
 class Reporter:
     """Shows the progress of a run.
 
     Args:
-        console: where to; whether it is a terminal decides between bar and lines.
+        console: where to; whether it is a terminal decides between bar and lines. ``None`` shows nothing.
         total: steps of the whole run.
         done: steps of it that an earlier session has done.
+        log_every: steps between two rows of the log.
     """
 
-    def __init__(self, console: Console, *, total: int, done: int = 0) -> None:
-        self.console = console
+    def __init__(self, console: Console | None, *, total: int, done: int = 0, log_every: int = 100) -> None:
+        self.console, self._log_every = console, log_every
         self._bar: Progress | None = None
-        if console.is_terminal:
+        if console is not None and console.is_terminal:
             # The narrower the terminal, the fewer columns; time left stays.
             texts = [TextColumn("{task.fields[epoch]}"), BarColumn(bar_width=None, table_column=None)]
             if console.width >= 40:
@@ -43,41 +47,55 @@ class Reporter:
         if self._bar:
             self._bar.stop()
 
-    @property
-    def live(self) -> bool:
-        """Whether figures between the epochs are shown, and so worth reading from the device."""
-        return self._bar is not None
+    def at(self, done: int) -> None:
+        """Shows how many steps are done."""
+        if self._bar:
+            self._bar.update(self._task, completed=done)
 
-    def step(self, done: int, *, epoch: str, loss: float, top1: float, speed: float) -> None:
-        """Shows where the run is and the epoch's means so far."""
+    def row(self, row: dict[str, Any], *, epochs: int, per_epoch: int) -> None:
+        """Shows the figures of the last steps: in the bar, or as a line where an epoch is long."""
         if self._bar:
             self._bar.update(
                 self._task,
-                completed=done,
-                epoch=epoch,
-                loss=f"loss {loss:.3f}",
-                top1=f"top-1 {top1:.1f}%",
-                speed=f"{speed:.0f} images/s",
+                epoch=f"epoch {row['epoch']}/{epochs}",
+                loss=f"loss {_number(row['loss']):.3f}",
+                top1=f"top-1 {_number(row['top1']):.1f}%",
+                speed=f"{row['images_per_second']:.0f} images/s",
+            )
+        elif per_epoch >= _LONG * self._log_every:
+            loss, top1 = _number(row["loss"]), _number(row["top1"])
+            self.say(
+                f"step {row['step']}  epoch {row['epoch']}/{epochs}  lr {row['lr']:.2e}  loss {loss:.4f}  "
+                f"top-1 {top1:.2f}%  {row['images_per_second']:.0f} images/s  waiting {row['waiting']:.0%}"
             )
 
     def epoch(self, row: dict[str, Any], epochs: int) -> None:
         """Says how an epoch went, on one line."""
         width = len(str(epochs))
+        average = f"  averaged {row['ema_top1']:6.2f}%" if "ema_top1" in row else ""
         self.say(
-            f"epoch {row['epoch']:{width}}/{epochs}  loss {row['train_loss']:.4f}  "
-            f"validation {row['loss']:.4f}  top-1 {row['top1']:6.2f}%  {row['images_per_second']:.0f} images/s"
+            f"epoch {row['epoch']:{width}}/{epochs}  loss {_number(row['train_loss']):.4f}  "
+            f"validation {_number(row['loss']):.4f}  top-1 {row['top1']:6.2f}%{average}  "
+            f"{row['images_per_second']:.0f} images/s"
         )
 
     def say(self, line: str) -> None:
         """Prints a line as it is."""
-        say(self.console, line)
+        if self.console is not None:
+            say(self.console, line)
 
     def table(self, title: str, cells: dict[str, str]) -> None:
         """Prints names and values in two columns."""
+        if self.console is None:
+            return
         table = Table("", "", title=title, show_header=False, title_justify="left")
         for name, value in cells.items():
             table.add_row(name, value)
         self.console.print(table)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def say(console: Console, line: str) -> None:

@@ -1,178 +1,345 @@
 """Trains a network by a recipe: resumable to the bit, and reported in a folder of its own."""
 
-import dataclasses
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from safetensors.torch import save_file
+from torch import Tensor
 
-from invertible.testing import measure_memory
-from zoo import plots, registry
-from zoo.data import ImageTree, StepSampler, evaluation_transform, loader, training_transform
-from zoo.digits import write_digits
-from zoo.errors import DivergedError, InputError, diverging, reason
-from zoo.evaluation import Evaluation, evaluate, image_batches
-from zoo.inversion import InversionError, relative_errors
+from zoo import checkpoints, plots
+from zoo.books import Books
+from zoo.building import find_device, make_deterministic
+from zoo.checkpoints import Checkpoint, Keep
+from zoo.data import (
+    Batch,
+    Samples,
+    StepSampler,
+    batches_of,
+    evaluation_transform,
+    loader,
+    open_data,
+    training_transform,
+)
+from zoo.data.order import seed_of, share
+from zoo.distributed import World
+from zoo.errors import DivergedError, InputError
+from zoo.evaluation import Evaluation, evaluate
+from zoo.inversion import InversionError, invert_batches, relative_errors
 from zoo.irevnet import IRevNet
+from zoo.journal import rows_of
+from zoo.learner import Learner
 from zoo.progress import Reporter
-from zoo.recipes import Recipe
-from zoo.run import BACKPROP, GRIDS, Run, load_checkpoint, readable, write
+from zoo.run import Run
+from zoo.schedule import learning_rate, steps
+from zoo.stopping import INTERRUPTED, Interrupted, Stop, Terminated, stopping
 
-__all__ = [
-    "TIMING",
-    "DivergedError",
-    "Interrupted",
-    "Trainer",
-    "build",
-    "find_device",
-    "learning_rate",
-    "load_net",
-]
+__all__ = ["CHECKPOINTS", "Trainer"]
 
-TIMING = ("seconds", "images_per_second")
-"""The fields of ``metrics.jsonl`` that differ between two runs with the same seed."""
-
-DIGITS = Path("runs/data/digits")
-"""Where the embedded digits are written, if a run has no data of its own."""
-
-
-class Interrupted(Exception):  # noqa: N818 (not an error: the user asked for it)
-    """The user pressed Ctrl-C; the run is saved."""
-
-
-def learning_rate(recipe: Recipe, step: int, *, total: int, per_epoch: int) -> float:
-    """Returns the learning rate of a step, counted from 0: a pure function.
-
-    Example:
-        >>> from zoo.recipes import RECIPES
-        >>> [learning_rate(RECIPES["imagenet"], s, total=600_000, per_epoch=5005) for s in (0, 159_999, 160_000)]
-        [0.1, 0.1, 0.01]
-    """
-    warmup = round(recipe.warmup_epochs * per_epoch)
-    if step < warmup:
-        return recipe.lr * (step + 1) / warmup
-    if recipe.drops is not None:
-        passed = sum(step >= round(drop * total) for drop in recipe.drops)
-        return recipe.lr / 10**passed
-    return recipe.lr * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))) / 2
+CHECKPOINTS = "checkpoints"
+"""The folder of the checkpoints in that of a run."""
 
 
 class Trainer:
-    """A run in its folder: ``config.json``, ``metrics.jsonl``, ``checkpoint.pt``, then pictures and weights.
+    """A run in its folder: ``config.json``, ``metrics.jsonl``, ``checkpoints/``, then pictures and weights.
 
     Every step depends on the seed and its number alone, so that a run that was interrupted ends with the same bits as
-    one that was not (on the CPU, with the same number of threads).
+    one that was not: on the CPU with the same number of threads, on a GPU with deterministic algorithms.
 
     Args:
         run: the configuration.
         folder: where the run is kept; made if it is not there.
+        world: the processes that train together. All call the same methods.
 
     Raises:
         InputError: if data, device, size or model of the configuration are not to be had.
     """
 
-    def __init__(self, run: Run, folder: Path) -> None:
-        self.run, self.folder = run, folder
+    def __init__(self, run: Run, folder: Path, *, world: World | None = None) -> None:
+        self.run, self.folder, self.world = run, folder, world or World()
         recipe = run.recipe
         self.device = find_device(run.device)
-        root = write_digits(DIGITS) if run.data is None else Path(run.data)
-        if not root.is_dir():
-            raise InputError(f"no such folder: {root}")
-        self.training = ImageTree(root / "train", training_transform(recipe), seed=run.seed)
-        self.validation = ImageTree(root / "val", evaluation_transform(recipe), classes=self.training.classes)
-        torch.manual_seed(run.seed)
-        net = build(recipe, num_classes=len(self.training.classes))
-        _configure(net, run)
-        self.net = net.to(self.device)
-        self.optimizer = torch.optim.SGD(
-            net.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov,
+        if self.device.type == "cuda" and self.world.size > 1:
+            self.device = torch.device("cuda", self.world.local_rank)
+        if run.deterministic:
+            make_deterministic()
+        with self.world.main_first():  # the digits are written, tars walked through, once
+            self.data = open_data(run.data)
+        self.training = Samples(self.data.training, training_transform(recipe), seed=run.seed, bad="replace")
+        self.validation = Samples(
+            self.data.validation, evaluation_transform(recipe), bad="skip" if run.skip_bad else "raise"
         )
-        StepSampler(
-            len(self.training), recipe.batch_size, seed=run.seed, start=0, stop=0
-        )  # refuses an unfit batch size
+        self._sampler(0)  # refuses an unfit batch size
         self.per_epoch = len(self.training) // recipe.batch_size
-        self.total = recipe.iterations or (recipe.epochs or 1) * self.per_epoch
+        self.total = steps(recipe, per_epoch=self.per_epoch)
         self.epochs = math.ceil(self.total / self.per_epoch)
+        self.learner = Learner(run, len(self.data.classes), self.device, self.world)
+        images = recipe.batch_size // (self.world.size * run.accumulate)
+        if images == 1 and recipe.size == getattr(self.net, "size_divisor", 0):
+            raise InputError(
+                f"{recipe.model} needs a batch of two or more at size {recipe.size}: batch norm would see one value"
+            )
         self.step = 0
-        self.rows: list[dict[str, Any]] = []
-        self.peak: int | None = None
-        """The most bytes of activations in a training step, once one was measured."""
-        self._drift: float | None = None  # the largest of the epoch
-        self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # of the epoch: loss, hits
-        self._seconds = 0.0  # of the epoch
+        self.best: float | None = None
+        """The best top-1 accuracy so far, of the average of the weights if there is one."""
+        self._stop = Stop()
+        self.books = Books(run, folder, len(self.training), self.device, self.world)
 
-    @classmethod
-    def resume(cls, folder: Path, **changes: Any) -> "Trainer":
-        """Takes up the run in a folder where it was left; ``changes`` are to where it runs, not to what it does.
+    @property
+    def net(self) -> Any:
+        """The network."""
+        return self.learner.net
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.total
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second, over the whole run so far."""
+        seconds = self.books.seconds
+        return self.step * self.run.recipe.batch_size / seconds if seconds else 0.0
+
+    @property
+    def peak(self) -> int | None:
+        """The most bytes of activations in a training step of one process, once one was measured."""
+        return self.learner.peak
+
+    # Where it was left
+
+    def restore(self, *, say: Callable[[str], None] = lambda _: None) -> bool:
+        """Takes up the newest checkpoint that is whole; ``False`` if there is none at all.
 
         Raises:
-            InputError: if there is no run, or its checkpoint can't be read.
+            InputError: if all are damaged, or they are of other data or another network.
         """
-        run = dataclasses.replace(Run.load(folder / "config.json"), **changes)
-        trainer = cls(run, folder)
-        state = load_checkpoint(folder)
-        if state["classes"] != trainer.training.classes or state["images"] != len(trainer.training):
-            raise InputError(f"the training data is not that of the run in {folder}: other classes or number of images")
-        with readable(folder / "checkpoint.pt"):
-            trainer.net.load_state_dict(state["net"])
-            trainer.optimizer.load_state_dict(state["optimizer"])
-            trainer.step, trainer.rows = state["step"], state["rows"]
-            trainer._sums, trainer._seconds = state["sums"].to(trainer.device), state["seconds"]
-            trainer._drift, trainer.peak = state["drift"], state["peak"]
-        return trainer
+        folder = self.folder / CHECKPOINTS
+        found = self._newest(folder, say)
+        if found is None:
+            return False
+        state = found.state
+        if found.step > self.total:
+            raise InputError(
+                f"the run in {self.folder} is at step {found.step}, beyond the {self.total} of these options"
+            )
+        if list(state["classes"]) != self.data.classes or state["images"] != len(self.training):
+            raise InputError(
+                f"the training data is not that of the run in {self.folder}: other classes or number of images"
+            )
+        try:
+            self.learner.restore(found.weights, found.average, state["optimizer"])
+        except (RuntimeError, KeyError) as error:
+            raise InputError(f"the checkpoints in {folder} are of another network: {error}".splitlines()[0]) from None
+        self.step, self.best, self.learner.peak = found.step, state["best"], state["peak"]
+        self.learner.averaged_over = state["averaged_over"]
+        self.books.restore(state["books"])
+        return True
+
+    def _newest(self, folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+        """The newest checkpoint that the main process can read, the same in all."""
+        found, problem = None, ""
+        if self.world.main and checkpoints.names(folder):
+            try:
+                found = checkpoints.load(folder, say=say)
+            except InputError as error:
+                problem = str(error)
+        step, problem = self.world.first((None if found is None else found.step, problem))
+        if problem:
+            raise InputError(problem)
+        if step is not None and found is None:
+            found = checkpoints.load(folder, checkpoints.name_of(step))
+        return found
+
+    def save(self, *, best: bool = False) -> None:
+        """Writes a checkpoint.
+
+        Raises:
+            InputError: if it can't be written; the last good one is as it was.
+        """
+        weights, average, optimizer = self.learner.tensors()
+        state = {
+            "classes": self.data.classes,
+            "images": len(self.training),
+            "optimizer": optimizer,
+            "best": self.best,
+            "averaged_over": self.learner.averaged_over,
+            "peak": self.peak,
+            "books": self.books.state(),
+        }
+        if self.world.main:
+            keep = Keep(self.run.keep, self.run.keep_every)
+            checkpoints.save(
+                self.folder / CHECKPOINTS, Checkpoint(self.step, weights, average, state), best=best, keep=keep
+            )
+
+    # The course of a run
 
     def fit(self, reporter: Reporter) -> None:
-        """Trains to the end of the recipe, or until Ctrl-C.
+        """Trains to the end of the recipe, or until a signal.
 
         Raises:
             Interrupted: after Ctrl-C, when all that was learnt is saved.
-            InputError: if an image can't be read, or the loss is no longer finite.
+            Terminated: after SIGTERM or SIGUSR1, the same.
+            InputError: if images can't be read, a file can't be written, or the run goes astray.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.run.save(self.folder / "config.json")
-        self.save()
-        with reporter, _stop_on_interrupt() as stop:
-            try:
+        try:
+            with reporter, stopping() as stop:
+                self.books.refuse_bad()
+                self.books.open(self.step)
+                if self.world.main and not self.finished:
+                    (self.folder / "model.safetensors").unlink(missing_ok=True)  # of a run that was shorter
                 self._train(stop, reporter)
-            except DivergedError:
-                raise
-            except InputError:  # a bad image; the steps before it are good
-                self.save()
-                raise
-        if self.rows:
-            plots.curves(self.rows, self.folder / "curves.png")
-        if stop.is_set():
-            raise Interrupted
+        finally:
+            self.books.close()
+        if self.world.main:
+            self._draw()
 
-    def _train(self, stop: threading.Event, reporter: Reporter) -> None:
-        batches = self._batches()
-        while len(self.rows) < self.epochs and not stop.is_set():
-            end = min((len(self.rows) + 1) * self.per_epoch, self.total)
-            self._train_until(end, batches, stop, reporter)
-            if not stop.is_set():
-                self._close_epoch(self.evaluate(), end, reporter)
-            self.save()
+    def _train(self, stop: Stop, reporter: Reporter) -> None:
+        self._stop = stop
+        with closing(self._batches()) as batches:
+            self._take_steps(batches, stop, reporter)
+
+    def _take_steps(self, batches: Iterator[Batch], stop: Stop, reporter: Reporter) -> None:
+        """What is due is derived from what has been counted, so that a run can be cut off anywhere."""
+        while True:
+            with self._kept_if_unreadable():
+                ends = self.step % self.per_epoch == 0 or self.finished
+                if self.books.row.steps and (ends or self.step % self.run.recipe.log_every == 0):
+                    self._write_row(reporter)
+            if self.books.epoch.steps and ends:
+                self.save()  # evaluation may take longer than a scheduler is patient
+                self.save(best=self._close_epoch(reporter))
+            elif self.books.epoch.steps and self.run.save_every and self.step % self.run.save_every == 0:
+                self.save()
+            if self.finished:
+                return
+            if self.world.largest(stop.asked, self.device):
+                self.save()
+                self._end()
+            with self._kept_if_unreadable():
+                self._learn(batches)
+            reporter.at(self.step)
+
+    @contextmanager
+    def _kept_if_unreadable(self) -> Generator[None]:
+        """Saves what was learnt before an image that can't be read; of several processes, only this one may know."""
+        try:
+            yield
+        except DivergedError:
+            raise
+        except InputError:
+            if self.world.size == 1:
+                self.save()
+            raise
+
+    def _end(self) -> None:
+        """Ends the run as it was asked to, in all processes."""
+        asked = self.world.largest(self._stop.asked, self.device)
+        if asked:
+            raise Interrupted if asked == INTERRUPTED else Terminated
+
+    def _learn(self, batches: Iterator[Batch]) -> None:
+        """Takes one step."""
+        recipe = self.run.recipe
+        start = time.perf_counter()
+        parts = [next(batches) for _ in range(self.run.accumulate)]
+        waiting = time.perf_counter() - start
+        seed = seed_of(self.run.seed, self.step, self.world.rank)  # of dropout and of mixing, whatever was drawn before
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        self.net.train()
+        rate = learning_rate(recipe, self.step, total=self.total, per_epoch=self.per_epoch)
+        outcome = self.learner.step(parts, rate, self.step + 1)
+        self.step += 1
+        if outcome.finite and self.step % recipe.ema_every == 0:
+            self.learner.update_average()
+        seconds = time.perf_counter() - start
+        self.books.count(outcome, parts, step=self.step, seconds=seconds, waiting=waiting)
+
+    def _write_row(self, reporter: Reporter) -> None:
+        rate = learning_rate(self.run.recipe, self.step - 1, total=self.total, per_epoch=self.per_epoch)
+        row = self.books.close_row({**self._head(), "lr": rate}, self.peak)
+        reporter.row(row, epochs=self.epochs, per_epoch=self.per_epoch)
+
+    def _close_epoch(self, reporter: Reporter) -> bool:
+        """Evaluates, and says whether the network is the best so far."""
+        results, unread = self._evaluations()
+        figures: dict[str, Any] = {"images": results[""].images, "unread": unread}
+        for prefix, result in results.items():
+            loss = result.loss if math.isfinite(result.loss) else None  # JSON has no other numbers
+            figures |= {prefix + "loss": loss, prefix + "top1": result.top1, prefix + "top5": result.top5}
+        row = self.books.close_epoch(self._head(), figures)
+        reporter.epoch(row, self.epochs)
+        top1 = list(results.values())[-1].top1
+        best = self.best is None or top1 > self.best
+        self.best = top1 if best else self.best
+        return best
+
+    def _head(self) -> dict[str, int]:
+        return {"step": self.step, "epoch": math.ceil(self.step / self.per_epoch)}
+
+    # Data
+
+    def _sampler(self, start: int, stop: int = 0) -> StepSampler:
+        return StepSampler(
+            len(self.training),
+            self.run.recipe.batch_size,
+            seed=self.run.seed,
+            start=start,
+            stop=stop,
+            rank=self.world.rank,
+            world=self.world.size,
+            parts=self.run.accumulate,
+        )
+
+    def _batches(self) -> Generator[Batch]:
+        sampler = self._sampler(self.step, self.total)
+        yield from loader(self.training, sampler, workers=self.run.workers, pin=self.device.type == "cuda")
+
+    def _validation_batches(self, unread: list[tuple[str, str]] | None = None) -> Generator[tuple[Tensor, Tensor]]:
+        """What the network sees, and labels, of this process' part; names of unread images go into a list."""
+        size = max(self.run.recipe.batch_size // self.world.size, 1)
+        mine = share(len(self.validation), self.world.rank, self.world.size)
+        pin = self.device.type == "cuda"
+        batches = loader(self.validation, batches_of(mine, size), workers=self.run.workers, pin=pin)
+        largest = -(-len(self.validation) // self.world.size)
+        for _ in range(-(-largest // size)):  # as often in each process, for it may have to stop
+            self._end()
+            batch = next(batches, None)
+            if batch is not None and unread is not None:
+                unread += batch.bad
+            if batch is not None and len(batch.labels):
+                images, labels = (t.to(self.device, non_blocking=True) for t in (batch.images, batch.labels))
+                yield self.learner.prepare(images), labels
+
+    # What it has learnt
 
     def evaluate(self) -> Evaluation:
-        """Classifies the validation images."""
-        with diverging(f"in the evaluation after step {self.step}"):
-            return evaluate(self.net, self._validation_batches())
+        """Classifies the validation images, with the average of the weights if there is one."""
+        with self.learner.averaged():
+            return self._evaluate([])
 
-    @torch.no_grad()
+    def _evaluations(self) -> tuple[dict[str, Evaluation], int]:
+        """With the weights and with their average, and how many images could not be read."""
+        unread: list[tuple[str, str]] = []
+        self.learner.equalise()
+        results = {"": self._evaluate(unread)}
+        if self.learner.average is not None:
+            with self.learner.averaged():
+                results["ema_"] = self._evaluate([])
+        return results, sum(len(each) for each in self.world.gathered(unread))
+
+    def _evaluate(self, unread: list[tuple[str, str]]) -> Evaluation:
+        with self.learner.autocast():
+            return evaluate(self.net, self._validation_batches(unread), world=self.world)
+
     def invert(self) -> InversionError | None:
         """Inverts every validation image from its last features and draws some; nothing, if the network has no inverse.
 
@@ -180,217 +347,31 @@ class Trainer:
         """
         if not isinstance(self.net, IRevNet):
             return None
-        self.net.eval()
-        labels = [label for _, label in self.validation.samples]
-        shown = sorted({labels.index(label) for label in set(labels)})[:10]
+        labels = self.data.validation.labels.tolist()
+        shown = sorted({label: i for i, label in reversed(list(enumerate(labels)))}.values())[:10]
+        done = share(len(self.validation), self.world.rank, self.world.size).start
         errors: list[Tensor] = []
         pictures: list[tuple[Tensor, Tensor]] = []
-        done = 0
-        for images, _ in self._validation_batches():
-            with diverging("in the inversion"):
-                recovered = self.net.inverse(self.net.features(images))
-            errors.append(relative_errors(recovered, images).cpu())
-            pictures += [(images[i - done], recovered[i - done]) for i in shown if done <= i < done + len(images)]
-            done += len(images)
-        originals, recoveries = (torch.stack(list(column)).cpu() for column in zip(*pictures, strict=True))
-        plots.reconstructions(originals, recoveries, self.folder / "reconstructions.png")
-        return InversionError.of(torch.cat(errors))
+        images = (x for x, _ in self._validation_batches())
+        with self.learner.averaged(), self.learner.autocast():
+            for x, recovered in invert_batches(self.net, images):
+                errors.append(relative_errors(recovered, x).cpu())
+                for i in (i - done for i in shown if done <= i < done + len(x)):
+                    pictures.append(tuple(self.learner.prepare.restored(t[i]).cpu() for t in (x, recovered)))  # pyright: ignore[reportArgumentType]
+                done += len(x)
+        everywhere = [each for part in self.world.gathered(pictures) for each in part]
+        if self.world.main and everywhere:
+            originals, recoveries = (torch.stack(list(column)) for column in zip(*everywhere, strict=True))
+            plots.reconstructions(originals, recoveries, self.folder / "reconstructions.png")
+        return InversionError.of(torch.cat([each for part in self.world.gathered(errors) for each in part]))
 
-    def save(self) -> None:
-        """Writes the checkpoint, the weights and the metrics; each file whole or not at all."""
-        state = {
-            "net": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "rows": self.rows,
-            "classes": self.training.classes,
-            "images": len(self.training),
-            "sums": self._sums.cpu(),
-            "seconds": self._seconds,
-            "drift": self._drift,
-            "peak": self.peak,
-        }
-        partial = self.folder / "checkpoint.pt.tmp"
-        torch.save(state, partial)
-        partial.replace(self.folder / "checkpoint.pt")
-        weights = {key: value.contiguous() for key, value in self.net.state_dict().items()}
-        about = {"model": self.run.recipe.model, "classes": json.dumps(self.training.classes)}
-        write(self.folder / "model.safetensors", save(weights, metadata=about))
-        write(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows).encode())
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training so far, evaluation apart."""
-        return sum(row["seconds"] for row in self.rows) + self._seconds
-
-    @property
-    def drift(self) -> float | None:
-        """The largest relative error of a reconstructed value, over all steps; ``None`` if none was reconstructed."""
-        return max((row["drift"] for row in self.rows if row["drift"] is not None), default=self._drift)
-
-    @property
-    def images_per_second(self) -> float:
-        """Training images per second, over the whole run so far."""
-        return self.step * self.run.recipe.batch_size / self.seconds if self.seconds else 0.0
-
-    def _batches(self) -> Generator[tuple[Tensor, Tensor], None, None]:
-        sampler = StepSampler(
-            len(self.training), self.run.recipe.batch_size, seed=self.run.seed, start=self.step, stop=self.total
-        )
-        pin = self.device.type == "cuda"
-        for images, labels in loader(self.training, sampler, workers=self.run.workers, pin=pin):
-            yield images.to(self.device, non_blocking=True).float() / 255, labels.to(self.device, non_blocking=True)
-
-    def _validation_batches(self) -> Generator[tuple[Tensor, Tensor], None, None]:
-        yield from image_batches(
-            self.validation, batch_size=self.run.recipe.batch_size, workers=self.run.workers, device=self.device
-        )
-
-    def _train_until(
-        self, end: int, batches: Generator[tuple[Tensor, Tensor], None, None], stop: threading.Event, reporter: Reporter
-    ) -> None:
-        recipe = self.run.recipe
-        self.net.train()
-        start = time.perf_counter() - self._seconds
-        first = len(self.rows) * self.per_epoch
-        while self.step < end and not stop.is_set():
-            images, labels = next(batches)
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, self.step, total=self.total, per_epoch=self.per_epoch)
-            logits, loss = self._gradients(images, labels)
-            self.optimizer.step()
-            with torch.no_grad():
-                hits = (logits.argmax(1) == labels).sum()
-                self._sums += torch.stack([loss.double() * len(labels), hits.double()])
-            self.step += 1
-            self._seconds = time.perf_counter() - start
-            if self.step == end or (reporter.live and self.step % 10 == 0):
-                seen = (self.step - first) * recipe.batch_size
-                mean, top1 = (self._sums / seen).tolist()
-                if not math.isfinite(mean):
-                    raise DivergedError(f"the loss is {mean} at step {self.step}; try a lower --lr")
-                epoch = f"epoch {len(self.rows) + 1}/{self.epochs}"
-                reporter.step(self.step, epoch=epoch, loss=mean, top1=100 * top1, speed=seen / self._seconds)
-
-    def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Sets the gradients of a batch and returns its logits and loss. The first time it counts bytes."""
-
-        def step() -> tuple[Tensor, Tensor]:
-            logits = self.net(images)
-            loss = cross_entropy(logits, labels, label_smoothing=self.run.recipe.label_smoothing)
-            loss.backward()
-            return logits, loss
-
-        try:
-            with diverging(f"at step {self.step + 1}"):
-                if self.peak is None:  # in later sessions it is known
-                    for parameter in self.net.parameters():
-                        parameter.grad = torch.zeros_like(parameter)  # no activation: not to be counted
-                    result, memory = measure_memory(step, self.device)
-                    self.peak = memory.peak
-                else:
-                    self.optimizer.zero_grad()
-                    result = step()
-        except DivergedError:
-            self.optimizer.zero_grad()  # they are wrong
-            raise
-        drift = self.net.drift if isinstance(self.net, IRevNet) else None
-        if drift is not None:
-            self._drift = max(self._drift or 0.0, drift)
-        return result
-
-    def _close_epoch(self, result: Evaluation, end: int, reporter: Reporter) -> None:
-        seen = (end - len(self.rows) * self.per_epoch) * self.run.recipe.batch_size
-        loss, top1 = (self._sums / seen).tolist()
-        row = {
-            "epoch": len(self.rows) + 1,
-            "step": end,
-            "lr": learning_rate(self.run.recipe, end - 1, total=self.total, per_epoch=self.per_epoch),
-            "train_loss": loss,
-            "train_top1": 100 * top1,
-            "loss": result.loss,
-            "top1": result.top1,
-            "top5": result.top5,
-            "drift": self._drift,
-            "seconds": self._seconds,
-            "images_per_second": seen / self._seconds if self._seconds else 0.0,
-        }
-        self.rows.append(row)
-        self._sums.zero_()
-        self._seconds = 0.0
-        self._drift = None
-        reporter.epoch(row, self.epochs)
-
-
-def build(recipe: Recipe, *, num_classes: int) -> nn.Module:
-    """Builds the recipe's network.
-
-    Raises:
-        InputError: if there is no such network, or the recipe's size does not fit it.
-    """
-    try:
-        net = registry.create(recipe.model, num_classes=num_classes)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    divisor = getattr(net, "size_divisor", 1)
-    if recipe.size % divisor or recipe.size < 1:
-        raise InputError(f"{recipe.model} needs a size that {divisor} divides, got {recipe.size}")
-    if recipe.size == divisor and recipe.batch_size == 1:
-        raise InputError(
-            f"{recipe.model} needs a batch of two or more at size {recipe.size}: batch norm would see one value"
-        )
-    return net
-
-
-def load_net(folder: Path, device: torch.device) -> tuple[nn.Module, Run]:
-    """Builds the network of a run with its weights; the data is not needed.
-
-    Raises:
-        InputError: if there is no run, or its checkpoint can't be read.
-    """
-    run = Run.load(folder / "config.json")
-    state = load_checkpoint(folder)
-    net = build(run.recipe, num_classes=len(state["classes"]))
-    with readable(folder / "checkpoint.pt"):
-        net.load_state_dict(state["net"])
-    _configure(net, run)
-    return net.to(device), run
-
-
-def _configure(net: nn.Module, run: Run) -> None:
-    if isinstance(net, IRevNet):
-        net.backprop, net.grid = BACKPROP[run.backprop], GRIDS[run.grid]
-
-
-def find_device(name: str) -> torch.device:
-    """Returns a device that is there.
-
-    Raises:
-        InputError: if it is not.
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"no device {name!r} here: {reason(error)}") from None
-    return device
-
-
-@contextmanager
-def _stop_on_interrupt() -> Generator[threading.Event]:
-    """Turns the first Ctrl-C into a flag, that training reads between steps; the second ends the program at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may set handlers
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def handle(*_: object) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
+    def _draw(self) -> None:
+        """Writes what a finished run leaves: weights and curves."""
+        about = {"model": self.run.recipe.model, "classes": json.dumps(self.data.classes)}
+        checkpoint = checkpoints.load(self.folder / CHECKPOINTS)
+        for name, tensors in (("model", checkpoint.weights), ("ema", checkpoint.average)):
+            if tensors is not None:
+                partial = self.folder / f"{name}.safetensors.tmp"
+                save_file({key: t.contiguous() for key, t in tensors.items()}, partial, metadata=about)
+                partial.replace(self.folder / f"{name}.safetensors")
+        plots.curves({self.folder.name: rows_of(self.folder)}, self.folder / "curves.png")

@@ -138,7 +138,8 @@ class _Counted:
             least = least_peak(self.stages, self.sizes, fixed=self.fixed)
             raise ValueError(
                 f"Budget: {type(self.net).__name__} needs {least} bytes at least for this input, got {strategy.bytes}. "
-                "Take a smaller batch or a larger budget; net.plan(x) says what needs it."
+                "Take a smaller batch or a larger budget; with net.backprop = Reconstruct(), net.plan(x) says what "
+                "needs it."
             )
         return found
 

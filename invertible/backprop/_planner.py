@@ -61,13 +61,7 @@ class Planner(Chain):
 
     def enter(self, value: Any, *, given: bool) -> Any:
         """What enters, without data; ``given``: its memory is the caller's, and not counted."""
-        found = next((p.device for p in self.net.parameters()), None)
-
-        def enter(t: Tensor) -> Tensor:
-            """Shapes may come on the meta device."""
-            return self._fake(t, found if t.is_meta else None)
-
-        made = map_value(enter, value)
+        made = map_value(self._fake_shape, value)
         for t in leaves(made):
             storage = self.know(t)[1]
             if given:
@@ -101,7 +95,7 @@ class Planner(Chain):
         self._there = self._storages.there()
         with self._without_data(layer):
             try:
-                return super()._run(layers, method, call, value, map_value(self._fake, condition), called=called)
+                return super()._run(layers, method, call, value, map_value(self._fake_shape, condition), called=called)
             except Exception as error:
                 error.add_note(
                     "while planning what to keep, on tensors without data and with hooks silent; other strategies need "
@@ -217,6 +211,11 @@ class Planner(Chain):
         if storage not in self.sizes:
             self.sizes[storage] = t.untyped_storage().nbytes()
         return self._tensors.of(id(t), t), storage
+
+    def _fake_shape(self, t: Any) -> Any:
+        """Inputs and conditions may come as shapes on the meta device, whatever device the network is on."""
+        meta = isinstance(t, Tensor) and t.is_meta
+        return self._fake(t, next((p.device for p in self.net.parameters()), None) if meta else None)
 
     def _fake(self, t: Any, device: torch.device | None = None) -> Any:
         if not isinstance(t, Tensor):

@@ -1,0 +1,109 @@
+"""Where images are: their bytes, names and classes, one by one."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from zoo.errors import InputError, reason
+
+__all__ = ["ImageTree", "Source", "number_classes"]
+
+
+class Source(Protocol):
+    """Image files with classes, addressed by number."""
+
+    classes: list[str]
+    """The names of the classes, in the order of their numbers."""
+    labels: np.ndarray
+    """The class of each image."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """Where an image is, for messages."""
+        ...
+
+    def read(self, index: int) -> bytes:
+        """The content of its file.
+
+        Raises:
+            InputError: if it can't be read.
+        """
+        ...
+
+
+def number_classes(found: Sequence[str], classes: Sequence[str] | None, root: Path) -> dict[str, int]:
+    """Numbers the classes that were found: in their own order, or in the one of ``classes``.
+
+    Raises:
+        InputError: if one is not among ``classes``, or one of these is missing.
+    """
+    if classes is None:
+        return {name: number for number, name in enumerate(found)}
+    unknown = [name for name in found if name not in classes]
+    if unknown:
+        raise InputError(f"unknown class folder {root / unknown[0]}: the training data has no class of this name")
+    missing = [name for name in classes if name not in found]
+    if missing:
+        raise InputError(f"no folder for class {missing[0]!r} in {root}")
+    return {name: number for number, name in enumerate(classes)}
+
+
+class ImageTree:
+    """The images of ``root/CLASS/...``, in the manner of ImageNet. Files are known by their extension.
+
+    Args:
+        root: a folder with one folder per class.
+        classes: the names of the classes; ``None`` takes the folders' own, sorted.
+
+    Raises:
+        InputError: if there is no such folder, no image in it, a class without images, or a folder that is not one of
+            ``classes``.
+    """
+
+    def __init__(self, root: Path, *, classes: Sequence[str] | None = None) -> None:
+        if not root.is_dir():
+            raise InputError(f"no such folder: {root}")
+        folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+        if not folders:
+            raise InputError(f"no class folders in {root}")
+        numbers = number_classes(folders, classes, root)
+        self.root = root
+        self.classes = list(numbers)
+        paths: list[bytes] = []
+        labels: list[int] = []
+        for name, number in numbers.items():
+            found = _images(root / name)
+            if not found:
+                raise InputError(f"no images in {root} for the class {name}")
+            paths += [os.fsencode(Path(name, path)) for path in found]
+            labels += [number] * len(found)
+        # As arrays, for workers would copy lists of objects to count references to them.
+        self._paths = np.array(paths)
+        self.labels = np.array(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return str(self.root / os.fsdecode(bytes(self._paths[index])))
+
+    def read(self, index: int) -> bytes:
+        name = self.name(index)
+        try:
+            return Path(name).read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read the image {name}: {reason(error)}") from None
+
+
+def _images(folder: Path) -> list[str]:
+    """Paths of the image files below, sorted, relative to the folder."""
+    found: list[str] = []
+    for parent, _, files in os.walk(folder, followlinks=True):
+        inside = os.path.relpath(parent, folder)
+        found += [os.path.normpath(Path(inside, each)) for each in files if each.lower().endswith(IMG_EXTENSIONS)]
+    return sorted(found)

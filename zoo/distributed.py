@@ -1,0 +1,162 @@
+"""The processes of a run: one, or those that ``torchrun`` starts."""
+
+import os
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
+
+from zoo.errors import InputError, reason
+
+__all__ = ["PARALLEL", "World", "joined", "like", "parallel", "unsynchronised", "whole"]
+
+PARALLEL = ("ddp", "fsdp")
+"""How several processes share a network: each has all of it, or a part of each parameter."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is, and of how many. Every method is a collective: all processes must call it."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Which process of this machine."""
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def summed(self, t: Tensor) -> Tensor:
+        """The sum of a tensor over the processes."""
+        if self.size > 1:
+            t = t.clone()
+            dist.all_reduce(t)
+        return t
+
+    def largest(self, number: int, device: torch.device) -> int:
+        """The largest of the processes' numbers."""
+        if self.size == 1:
+            return number
+        t = torch.tensor(number, device=device)
+        dist.all_reduce(t, dist.ReduceOp.MAX)
+        return int(t)
+
+    def gathered(self, thing: Any) -> list[Any]:
+        """What each process has, in the order of their ranks."""
+        if self.size == 1:
+            return [thing]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, thing)
+        return found
+
+    def first(self, thing: Any) -> Any:
+        """What the main process has."""
+        if self.size == 1:
+            return thing
+        box = [thing]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def equalise(self, tensors: Iterable[Tensor]) -> None:
+        """Gives all processes the main one's values."""
+        if self.size > 1:
+            for t in tensors:
+                dist.broadcast(t, 0)
+
+    @contextmanager
+    def main_first(self) -> Generator[None]:
+        """Lets the others do what is inside when the main process has done it, and finds the files it has written."""
+        if self.size > 1 and not self.main:
+            dist.barrier()
+        yield
+        if self.size > 1 and self.main:
+            dist.barrier()
+
+
+@contextmanager
+def joined(device: str) -> Generator[World]:
+    """Joins the processes that ``torchrun`` has started; a process by itself stays so, without a process group.
+
+    Args:
+        device: that the run is on: a GPU takes NCCL, each process the GPU of its local rank; a CPU takes gloo.
+
+    Raises:
+        InputError: if a GPU is named by its number: each process needs another one.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    if "RANK" not in os.environ:
+        raise InputError("WORLD_SIZE is set and RANK is not; several processes are started by torchrun")
+    try:
+        kind = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"no device {device!r} here: {reason(error)}") from None
+    world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    if kind.type == "cuda":
+        if kind.index is not None:
+            raise InputError(
+                f"{size} processes can't share the device {device!r}; take --device cuda, one GPU for each"
+            )
+        if world.local_rank >= torch.cuda.device_count():
+            raise InputError(f"process {world.local_rank} of this machine finds {torch.cuda.device_count()} GPUs")
+        torch.cuda.set_device(world.local_rank)
+        dist.init_process_group("nccl", device_id=torch.device("cuda", world.local_rank))
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def parallel(net: nn.Module, kind: str, world: World, device: torch.device) -> nn.Module:
+    """The module to call in training: DDP around the network, or the network sharded by FSDP2, layer by layer."""
+    if world.size == 1:
+        return net
+    if kind == "ddp":
+        return DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
+    for part in getattr(net, "body", ()):  # not inside a layer: its replay needs whole parameters
+        if any(True for _ in part.parameters()):
+            sharded: Any = fully_shard(part)
+            register_fsdp_forward_method(sharded, "inverse")
+    model: Any = fully_shard(net)
+    for method in ("features", "inverse"):
+        if hasattr(net, method):
+            register_fsdp_forward_method(model, method)
+    return model
+
+
+@contextmanager
+def unsynchronised(model: nn.Module, *, last: bool) -> Generator[None]:
+    """Lets DDP's gradients of a part of a batch add up in each process, until the last part.
+
+    FSDP sums each part's: what adds up whole in between could not be taken back if the step is given up.
+    """
+    apart = nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+    with apart:
+        yield
+
+
+def whole(tree: Any) -> Any:
+    """Tensors that are sharded over the processes, gathered on the CPU; others as they are. A collective."""
+    return tree_map(lambda t: t.full_tensor().cpu() if isinstance(t, DTensor) else t, tree)
+
+
+def like(t: Any, reference: Tensor) -> Any:
+    """A whole tensor, sharded as another one of its shape is."""
+    if isinstance(reference, DTensor) and isinstance(t, Tensor) and t.shape == reference.shape:
+        t = t.to(reference.device, copy=True)
+        return cast("Tensor", distribute_tensor(t, reference.device_mesh, reference.placements))
+    return t

@@ -1,0 +1,51 @@
+"""Ctrl-C and the signals of a scheduler, as a request to stop between two steps."""
+
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["INTERRUPTED", "TERMINATED", "Interrupted", "Stop", "Terminated", "stopping"]
+
+TERMINATED, INTERRUPTED = 1, 2
+
+
+class Interrupted(Exception):  # noqa: N818 (not an error: the user asked for it)
+    """The user pressed Ctrl-C; the run is saved."""
+
+
+class Terminated(Exception):  # noqa: N818
+    """A scheduler sent SIGTERM or SIGUSR1; the run is saved and can go on."""
+
+
+@dataclass
+class Stop:
+    """What has been asked for: nothing (0), ``TERMINATED`` or ``INTERRUPTED``."""
+
+    asked: int = 0
+
+
+@contextmanager
+def stopping() -> Generator[Stop]:
+    """Turns Ctrl-C, SIGTERM and SIGUSR1 into a request; a second Ctrl-C ends the program at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may set handlers
+        return
+    kinds = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED, signal.SIGUSR1: TERMINATED}
+    before: dict[signal.Signals, Any] = {each: signal.getsignal(each) for each in kinds}
+
+    def handle(number: int, _: object) -> None:
+        stop.asked = max(stop.asked, kinds[signal.Signals(number)])
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    for each in kinds:
+        signal.signal(each, handle)
+    try:
+        yield stop
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
