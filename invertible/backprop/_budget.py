@@ -19,7 +19,6 @@ from invertible._running import running
 from invertible._value import Value, leaves
 
 from ._chain import Layer
-from ._counting import storage_of
 from ._knapsack import Option, Stage, cheapest, kept_by, least_peak, peak_of
 from ._planner import Planner
 from ._torch import (
@@ -115,21 +114,19 @@ class _Counted:
             stack.enter_context(running(planner, net))
             result = walk(planner.enter(x, given=net.grid is None))
         planner.allow_for_conditions()
-        outputs = {storage_of(t) for t in leaves(result[0] if method.endswith("log_det") else result)}
+        outputs = {planner.know(t)[1] for t in leaves(result[0] if method.endswith("log_det") else result)}
         self.net = net
         self.names, self.layers, self.work = planner.names, planner.layers, planner.work
-        self.fixed = sum(planner.sizes.get(storage, 0) for storage in outputs) + planner.shared()
+        self.fixed = sum(planner.sizes[storage] for storage in outputs) + planner.shared()
         """The output is there as long as the loss needs it."""
         self.sizes = planner.sizes | dict.fromkeys(outputs, 0)
-        self.stages = [self._without_output(stage, planner.sizes) for stage in planner.stages]
+        self.stages = [self._before_output(stage, planner.sizes) for stage in planner.stages]
 
-    def _without_output(self, stage: Stage, sizes: dict[int, int]) -> Stage:
-        """Before anything is trained there is nothing yet of what is fixed."""
-        if stage.options[0].choice.choice is not Choice.UNTRAINED:
-            return stage
-        there = {storage for _, storage in stage.inputs} | stage.waiting
+    def _before_output(self, stage: Stage, sizes: dict[int, int]) -> Stage:
+        """In forward there is nothing of what is fixed but the parts of the output that are made already."""
+        there = stage.there | {storage for _, storage in stage.inputs}
         more = sum(sizes[s] - self.sizes[s] for s in there) - self.fixed
-        return stage.only(replace(stage.options[0], forward=stage.options[0].forward + more))
+        return replace(stage, options=[replace(o, forward=o.forward + more) for o in stage.options])
 
     def chosen(self, strategy: Strategy) -> Sequence[Option]:
         """An option for each layer."""

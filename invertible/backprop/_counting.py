@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from invertible._products import Products
 
-__all__ = ["Lister", "Watch", "storage_of"]
+__all__ = ["Lister", "Numbers", "Watch", "storage_of"]
 
 TRAFFIC = 20
 """Operations that a byte read or written counts as: about a machine's rate in single precision over its bandwidth."""
@@ -26,6 +26,25 @@ def storage_of(t: Tensor) -> int:
 def bytes_of(tensors: Iterable[Any]) -> int:
     """Those of the elements."""
     return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
+
+class Numbers:
+    """Gives each thing a number that no other gets, even in the same place later, and knows which are still there."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[int, weakref.ref[Any]]] = {}
+        self._count = 0
+
+    def of(self, place: int, thing: Any) -> int:
+        """That of a thing, which is the only one in this place now."""
+        if place not in self._known:
+            self._known[place] = self._count, weakref.ref(thing, lambda _: self._known.pop(place))
+            self._count += 1
+        return self._known[place][0]
+
+    def there(self) -> frozenset[int]:
+        """Those of all things that somebody holds."""
+        return frozenset(number for number, _ in self._known.values())
 
 
 class Watch(TorchDispatchMode):

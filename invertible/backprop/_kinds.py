@@ -58,6 +58,7 @@ class Way:
     backward: int
     check: int = 0
     probes: int = 0
+    values: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def measured(step: Step, tensors: Sequence[Tensor], conditions: Sequence[Tensor]
     views = False
     if step.adjoint is not None:
         _, backward, views = _replayed(step, tensors, conditions, needs)
-        ways = [Way(Decision(Choice.MOVE), 0, 0, frozenset(), forward, 2 * backward)]  # values and gradients
+        ways = [Way(Decision(Choice.MOVE), 0, 0, frozenset(), forward, backward, values=backward)]
     else:
         ways = [_stored(step, tensors, conditions)]
         again, backward, _ = _replayed(replace(step, rule=None), tensors, conditions, needs)
@@ -125,16 +126,17 @@ def _stored(step: Step, tensors: Sequence[Tensor], conditions: Sequence[Tensor])
         forward = watch.peak
         kept = [i for i, t in enumerate([*tensors, *outputs[: len(step.shapes)]]) if storage_of(t) in saved]
         inside = watch.now - sum(watch.sizes.get(s, 0) for s in {storage_of(t) for t in outputs})
-        trained = [t for t in outputs if t.requires_grad]
-        edges = [get_gradient_edge(t) for t in trained]
-        grads = [torch.empty_like(t, requires_grad=False) for t in trained]
+        trained = [i for i, t in enumerate(outputs) if t.requires_grad]
+        edges = [get_gradient_edge(outputs[i]) for i in trained]
+        # Of all outputs: a gradient may be a view of memory in which that of one without gradient is, too.
+        grads = [torch.empty_like(t, requires_grad=False) for t in outputs]
         wanted = [*(t for t in given if t.requires_grad), *step.parameters]
-        del outputs, trained
+        del outputs
         # A parameter's gradient is added to what is there and freed, before the next one is made.
         with _gradients_there(step.parameters) as there:
             watch.forget_peak()
             if edges:
-                torch.autograd.backward(edges, grads, inputs=wanted)
+                torch.autograd.backward(edges, [grads[i] for i in trained], inputs=wanted)
         backward = watch.peak - there
     return Way(Decision(Choice.STORE), 0, inside, frozenset(kept), forward, backward)
 

@@ -34,6 +34,8 @@ class Option:
     """Bytes that are kept to compare with."""
     keeps_input: bool = False
     """Whether it is of no help to the layer before: that one's outputs must be kept."""
+    values: int = 0
+    """More bytes of its backward pass, if it only moves elements and its inputs are awaited: gradients move anyway."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Stage:
     """Whether it only moves elements: what its outputs need, its inputs can give, and it needs nothing itself."""
     waiting: frozenset[int] = frozenset()
     """Storages of streams that wait beside it."""
+    there: frozenset[int] = frozenset()
+    """Storages that are there in forward until it has run: its inputs, what waits, and what containers around hold."""
 
     def only(self, option: Option) -> "Stage":
         """The same with one option."""
@@ -128,8 +132,10 @@ def _without_work(stage: Stage) -> Stage:
 
 def _ways(stages: Sequence[Stage], sizes: dict[int, int], budget: float, fixed: int) -> list[_Way]:
     """The best ways through all layers: none is worse than another in bytes and in work."""
-    last = {storage: i for i, stage in enumerate(stages) for _, storage in (*stage.inputs, *stage.outputs)}
-    last |= {storage: len(stages) for stage in stages[-1:] for _, storage in stage.outputs}  # it may be kept at the end
+    last = {s: i for i, stage in enumerate(stages) for s in (*_storages(stage.inputs, stage.outputs), *stage.there)}
+    last |= {
+        storage: len(stages) for stage in stages[-1:] for storage in _storages(stage.outputs)
+    }  # it may be kept at the end
     states: dict[_Known, list[_Way]] = {_Known(frozenset(), frozenset()): [_Way(fixed, 0, fixed)]}
     few = sum(len(stage.options) > 1 for stage in stages) <= _FEW
     most = None if few else max(64, _WAYS // len(stages))
@@ -138,7 +144,7 @@ def _ways(stages: Sequence[Stage], sizes: dict[int, int], budget: float, fixed: 
         for known, ways in states.items():
             for option in stage.options:
                 after, added, forward, backward = _through(stage, option, known, sizes)
-                after = _Known(after.awaited, frozenset(s for s in after.kept if last[s] > i))
+                after = _Known(after.awaited, frozenset(s for s in after.kept if last[s] > i and sizes[s]))
                 for way in ways:
                     kept = way.kept + added
                     peak = max(way.peak, way.kept + forward, kept + backward)
@@ -149,11 +155,14 @@ def _ways(stages: Sequence[Stage], sizes: dict[int, int], budget: float, fixed: 
     return [way for way in closed if way.peak <= budget]
 
 
+def _storages(*tensors: Sequence[tuple[int, int]]) -> set[int]:
+    return {storage for each in tensors for _, storage in each}
+
+
 def _through(stage: Stage, option: Option, known: _Known, sizes: dict[int, int]) -> tuple[_Known, int, int, int]:
     """What is known after a layer; bytes that it adds; the most forward above those kept before, backward after."""
-    entering = {storage for _, storage in stage.inputs}
     beside = stage.waiting - known.kept
-    there = sum(sizes[s] for s in (entering | beside) - known.kept)
+    there = sum(sizes[s] for s in (stage.there | _storages(stage.inputs) | beside) - known.kept)
     awaited = {t for t, _ in stage.inputs if t in known.awaited}
     keeps = set(option.keeps)
     if option.keeps_input:
@@ -167,6 +176,8 @@ def _through(stage: Stage, option: Option, known: _Known, sizes: dict[int, int])
     backward = option.backward - option.inside
     if compared:
         backward = max(backward, option.check)
+    if stage.moves and awaited:
+        backward += option.values
     backward += 2 * sum(sizes[s] for s in beside)
     return _Known(frozenset(left), frozenset(kept)), added, there + option.forward, backward
 

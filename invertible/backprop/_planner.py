@@ -15,7 +15,7 @@ from invertible._compiled import is_compiled
 from invertible._value import leaves, map_value
 
 from ._chain import Chain
-from ._counting import Watch, storage_of
+from ._counting import Numbers, Watch, storage_of
 from ._kinds import Kind, measured
 from ._knapsack import Option, Stage
 from ._node import Step
@@ -50,7 +50,10 @@ class Planner(Chain):
         self._kinds: dict[Any, Kind] = {}
         self._uses: Counter[int] = Counter()
         self._conditions: dict[int, dict[int, int]] = {}  # by stage: bytes of the trained ones
-        self._held: list[Tensor] = []  # or others would get their numbers
+        self._tensors, self._storages = Numbers(), Numbers()
+        self._there: frozenset[int] = frozenset()
+        self._allowed: set[int] = set()
+        self._held: list[Tensor] = []  # or others would get their places
         self._paths = {id(part): path for path, part in net.named_modules()}
         self._path, self._method, self._look, self._layer = "", "", None, net
         self._compiled: set[nn.Module] = set()
@@ -60,7 +63,7 @@ class Planner(Chain):
         """What enters, without data; ``given``: its memory is the caller's, and not counted."""
         made = map_value(self._fake_shape, value)
         for t in leaves(made):
-            storage = self._know(t)[1]
+            storage = self.know(t)[1]
             if given:
                 self.sizes[storage] = 0
         return made
@@ -89,11 +92,15 @@ class Planner(Chain):
         layer = self._layer = layers[0]
         self._path = self._paths[id(layer)]
         self._method, self._look = method, (_look(layer), method)
+        self._there = self._storages.there()
         with self._without_data(layer):
             try:
                 return super()._run(layers, method, call, value, map_value(self._fake_shape, condition), called=called)
             except Exception as error:
-                error.add_note("while planning what to keep, on tensors without data; other strategies need no plan")
+                error.add_note(
+                    "while planning what to keep, on tensors without data and with hooks silent; other strategies need "
+                    "no plan"
+                )
                 raise
 
     def _run_untracked(self, call: Any, value: Any, condition: Any) -> Any:
@@ -104,7 +111,7 @@ class Planner(Chain):
         if watch.peak:
             option = Option(Decision(Choice.UNTRAINED), 0, 0, frozenset(), watch.peak, 0, keeps_input=True)
             outputs = leaves(result[0] if self._method.endswith("log_det") else result)
-            self._append([option], map(self._know, leaves(value)), map(self._know, outputs))
+            self._append([option], map(self.know, leaves(value)), map(self.know, outputs))
         return result
 
     def _reconstruct_input(
@@ -142,7 +149,7 @@ class Planner(Chain):
         return outputs if kind.log_det is None else [*outputs, kind.log_det.make(())]
 
     def _stage(self, kind: Kind, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        known = [self._know(t) for t in (*tensors, *outputs)]
+        known = [self.know(t) for t in (*tensors, *outputs)]
         options = [
             Option(
                 way.decision,
@@ -153,6 +160,7 @@ class Planner(Chain):
                 way.backward,
                 check=way.check,
                 probes=way.probes,
+                values=way.values,
                 needs_output=way.decision.choice is Choice.RECONSTRUCT,
                 keeps_input=way.decision.choice is Choice.STORE,
             )
@@ -166,16 +174,17 @@ class Planner(Chain):
     def _append(
         self, options: Sequence[Option], inputs: Iterable[tuple[int, int]], outputs: Iterable[tuple[int, int]]
     ) -> None:
-        waiting = frozenset(self._know(link.tensor)[1] for link in self._links.values())
+        waiting = frozenset(self.know(link.tensor)[1] for link in self._links.values())
         moves = options[0].choice.choice is Choice.MOVE
-        self.stages.append(Stage(options, tuple(inputs), tuple(outputs), moves, waiting))
+        self.stages.append(Stage(options, tuple(inputs), tuple(outputs), moves, waiting, self._there))
         self.names.append(self._path)
         self.layers.append(self._layer)
 
     def _allow_for_views(self) -> None:
         """Gradients that are views keep what they are views of, and a layer may pass one on: to the layer before it."""
         computing = [i for i, stage in enumerate(self.stages) if len(stage.options) > 1]
-        if len(computing) > 1:
+        if len(computing) > 1 and computing[-2] not in self._allowed:  # more moves make new memory, or the same views
+            self._allowed.add(computing[-2])
             sizes = [self.sizes[s] for _, s in self.stages[computing[-1]].outputs]
             self._add_to_backward(computing[-2], sum(sizes) - min(sizes))
 
@@ -196,13 +205,12 @@ class Planner(Chain):
         sizes = [held[i].untyped_storage().nbytes() for i, count in self._uses.items() if count > 1]
         return sum(sizes) + max(sizes, default=0)
 
-    def _know(self, t: Tensor) -> tuple[int, int]:
+    def know(self, t: Tensor) -> tuple[int, int]:
         """The numbers of a tensor and of its storage."""
-        storage = storage_of(t)
+        storage = self._storages.of(storage_of(t), t.untyped_storage())
         if storage not in self.sizes:
             self.sizes[storage] = t.untyped_storage().nbytes()
-        self._held.append(t)
-        return id(t), storage
+        return self._tensors.of(id(t), t), storage
 
     def _fake_shape(self, t: Any) -> Any:
         """Inputs and conditions may come as shapes on the meta device, whatever device the network is on."""
