@@ -1,5 +1,6 @@
 """The main command as a person uses it: on a terminal and not, with wrong words, with Ctrl-C."""
 
+import contextlib
 import fcntl
 import importlib.util
 import json
@@ -33,6 +34,17 @@ QUICK = ["--batch-size", "256", "--workers", "0"]
 
 def environment(**changes):
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **changes}
+
+
+@contextlib.contextmanager
+def killed_if_failed(process):
+    """Nothing outlives a test that fails: pytest would blame the next test for the open pipes."""
+    with process:
+        try:
+            yield
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
 def run(*arguments, cwd, code=0):
@@ -267,12 +279,16 @@ def test_the_same_command_goes_on_with_what_is_not_finished_and_then_begins_anew
     options = ["--epochs", 2, *QUICK, "--lr", 0.1]
     runs = tmp_path / "runs"
     process = subprocess.Popen(
-        [*COMMAND, *map(str, options)], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+        [*COMMAND, *map(str, options)],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    while "epoch 1/2" not in process.stdout.readline():
-        assert process.poll() is None
-    process.kill()
-    process.communicate()
+    with killed_if_failed(process):
+        assert any("epoch 1/2" in line for line in process.stdout)
+        process.kill()
     out = run(*options, cwd=tmp_path).stdout
     assert "run kept in runs/digits-irevnet_small-seed0, going on after step 5 of 10" in out
     assert "epoch 2/2" in out
@@ -365,6 +381,14 @@ def test_help_reads_well(tmp_path):
         assert f"--{option}" in out
 
 
+def lines_until(wanted, stream):
+    """The lines of `stream` up to the first that holds `wanted`; all of them if none does."""
+    for line in stream:
+        yield line
+        if wanted in line:
+            return
+
+
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_was_learnt_and_says_how_to_go_on(tmp_path):
     options = ["--epochs", "2", *QUICK[:2], "--workers", "1", "--output", "runs/cut"]
@@ -377,11 +401,11 @@ def test_ctrl_c_keeps_what_was_learnt_and_says_how_to_go_on(tmp_path):
         text=True,
         start_new_session=True,
     )
-    first = process.stdout.readline()
-    assert "run kept in runs/cut" in first
-    assert "epoch 1/2" in process.stdout.readline()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-    out, err = process.communicate(timeout=120)
+    with killed_if_failed(process):
+        before = "".join(lines_until("epoch 1/2", process.stdout))
+        assert "run kept in runs/cut" in before
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 130, out + err
     assert "Traceback" not in err
     command = shlex.join([sys.executable, COMMAND[-1], "--resume", "runs/cut"])
