@@ -26,6 +26,7 @@ from zoo.augment import Preparation
 from zoo.building import build, find_device, load_net
 from zoo.configuring import default_device, fresh, prepared, recipe_of
 from zoo.data import open_data
+from zoo.data.order import steps_in_epoch
 from zoo.distributed import PARALLEL, World, joined
 from zoo.dry_run import costs, size_of
 from zoo.errors import DivergedError, InputError
@@ -34,8 +35,8 @@ from zoo.journal import rows_of
 from zoo.progress import Reporter, say
 from zoo.recipes import RECIPES
 from zoo.run import AUTOCAST, BACKPROP, GRIDS
-from zoo.schedule import steps
-from zoo.stopping import Interrupted, Terminated
+from zoo.schedule import steps, warmup_steps
+from zoo.stopping import Interrupted, Terminated, stopping
 from zoo.training import CHECKPOINTS, Trainer
 
 INVERT_TAKES = {"invert", "resume", "model", "size", "grid", "device", "seed", "output", "recipe"}
@@ -132,13 +133,21 @@ def main(arguments: list[str] | None = None) -> int:
         if "invert" in given:
             return invert(given, console)
         with joined(given.get("device", default_device())) as world:
-            return train(given, world, console if world.main else None)
+            try:
+                return train(given, world, console if world.main else None)
+            except (InputError, OSError) as error:
+                return failed(error) if world.first_to_say(str(error)) else 2
     except (InputError, OSError) as error:  # a full disk, a folder that is a file, a name that is too long
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def failed(error: Exception) -> int:
+    """Says what is wrong, in a line."""
+    print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 def train(given: dict[str, Any], world: World, console: Console | None) -> int:
@@ -160,12 +169,17 @@ def train(given: dict[str, Any], world: World, console: Console | None) -> int:
     if "evaluate" in given and not restored:
         raise InputError(f"no checkpoint in {folder}: nothing to evaluate")
     reporter = Reporter(console, total=trainer.total, done=trainer.step, log_every=run.recipe.log_every)
+    if "evaluate" not in given:
+        warm = warmup_steps(run.recipe, per_epoch=trainer.per_epoch)
+        if warm >= trainer.total:
+            tell(f"the warm-up takes {warm} steps, and the run has {trainer.total}: the learning rate only rises")
+        on = f"{run.recipe.model} on {len(trainer.training)} images, run kept in {folder}"
+        tell(on + (f", going on after step {trainer.step} of {trainer.total}" if restored else ""))
     try:
-        if "evaluate" not in given:
-            on = f"{run.recipe.model} on {len(trainer.training)} images, run kept in {folder}"
-            tell(on + (f", going on after step {trainer.step} of {trainer.total}" if restored else ""))
-            trainer.fit(reporter)
-        report(trainer, reporter)
+        with stopping() as trainer.stop:
+            if "evaluate" not in given:
+                trainer.fit(reporter)
+            report(trainer, reporter)
     except (Interrupted, Terminated, KeyboardInterrupt) as stop:
         if console is not None:
             print(stopped(trainer, stop), file=sys.stderr)
@@ -177,7 +191,7 @@ def dry_run(run: Any, tell: Any) -> int:
     """Says what the run is, and what it takes."""
     data = open_data(run.data)
     recipe, classes = run.recipe, len(data.classes)
-    per_epoch = max(len(data.training) // recipe.batch_size, 1)
+    per_epoch = steps_in_epoch(len(data.training), recipe.batch_size, world=run.world_size, parts=run.accumulate)
     total = steps(recipe, per_epoch=per_epoch)
     for name, value in dataclasses.asdict(run).items():
         if name != "recipe":
@@ -228,6 +242,8 @@ def report(trainer: Trainer, reporter: Reporter) -> None:
         cells |= {"steps skipped": f"{trainer.books.skipped}, for a loss that was not finite"}
     if trainer.books.bad:
         cells |= {"unreadable images": f"{len(trainer.books.bad)}, replaced; bad_images.jsonl names them"}
+    if result.unread:
+        cells |= {"validation images left out": f"{result.unread}, which can't be read"}
     try:
         error = trainer.invert()
         cells |= {} if error is None else {"inversion error ε": mean_median_max(error)}

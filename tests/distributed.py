@@ -13,6 +13,8 @@ from multiprocessing.connection import wait
 import torch
 import torch.distributed as dist
 
+from zoo.distributed import World
+
 IGNORED = ["FSDP2-wrapped module", "The .grad attribute", "Profiler record function"]
 """Of torch's own warnings: Split returns views, with Store too; the compiler looks at what it should not."""
 
@@ -47,6 +49,14 @@ def on_two(function, *args):
                 process.join()
 
 
+_stores = []
+
+
+def one_of_two(rank):
+    """What the zoo has for one of two processes."""
+    return World(rank, 2, rank, _stores[0])
+
+
 def _answers(pipes):
     found = {}
     while len(found) < len(pipes):
@@ -72,7 +82,8 @@ def _serve(pipe, folder, rank, function, args):
         warnings.simplefilter("error")  # as everywhere in the tests
         for message in IGNORED:
             warnings.filterwarnings("ignore", message)
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+        dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", 2), rank=rank, world_size=2)
+        _stores[:] = [dist.FileStore(f"{folder}/words", 2)]
         torch.manual_seed(0)
         pipe.send_bytes(pickle.dumps(("result", function(rank, *args))))  # tensors by value, not shared
         dist.barrier()

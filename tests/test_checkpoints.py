@@ -56,7 +56,7 @@ def test_the_last_the_best_and_every_nth_stay(tmp_path_factory, steps, last, eve
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
     best = data.draw(st.none() | st.sampled_from(steps))
     for step in steps:
-        save(folder, checkpoint(step, average=False), best=step == best, keep=Keep(last, every))
+        save(folder, checkpoint(step, average=False), best=best, keep=Keep(last, every))
     expected = {*steps[-last:], *([] if best is None else [best])}
     expected |= {step for step in steps if every is not None and step % every == 0}
     assert names(folder) == [f"step_{step:09d}" for step in sorted(expected)]
@@ -101,7 +101,7 @@ def test_a_damaged_one_is_passed_over_with_a_word(tmp_path, file, kind):
 
 
 def test_a_run_that_went_back_counts_no_damaged_one(tmp_path):
-    save(tmp_path, checkpoint(1), best=True)
+    save(tmp_path, checkpoint(1), best=1)
     save(tmp_path, checkpoint(30))
     damage(tmp_path / "step_000000030" / "state.pt", "truncated")
     same(load(tmp_path), checkpoint(1))
@@ -132,7 +132,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("start", [1, 2])
 def test_a_kill_at_any_moment_of_a_save_leaves_the_one_before(tmp_path, monkeypatch, start):
     """Killed before each call that changes a file, until a save gets through; of another step, and of the same."""
-    save(tmp_path / "start", checkpoint(start), best=True)
+    save(tmp_path / "start", checkpoint(start), best=start)
     calls = [(os, "fsync"), (checkpoints, "save_file"), (torch, "save"), (checkpoints.Path, "rename")]
     calls += [(checkpoints.Path, "replace"), (checkpoints.Path, "mkdir"), (shutil, "rmtree")]
     for moment in range(200):

@@ -24,8 +24,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 
+from zoo.configuring import prepared
+from zoo.distributed import World
 from zoo.recipes import RECIPES
 from zoo.run import Run
+from zoo.training import Trainer
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-W", "error", str(ROOT / "examples" / "imagenet_irevnet.py")]
@@ -67,8 +70,9 @@ def test_without_data_it_trains_on_the_digits_and_prints_one_table(trained):
     folder, out = trained
     lines = out.splitlines()
     assert lines[0] == "batch size 64 to 256: learning rate 0.1 to 0.4, by the linear rule"
-    assert lines[1] == "irevnet_small on 1442 images, run kept in runs/one"
-    assert re.fullmatch(r"epoch 1/1  loss \d\.\d{4}  validation \d\.\d{4}  top-1 +\d+\.\d\d%  \d+ images/s", lines[2])
+    assert lines[1] == "the warm-up takes 10 steps, and the run has 5: the learning rate only rises"
+    assert lines[2] == "irevnet_small on 1442 images, run kept in runs/one"
+    assert re.fullmatch(r"epoch 1/1  loss \d\.\d{4}  validation \d\.\d{4}  top-1 +\d+\.\d\d%  \d+ images/s", lines[3])
     for name in (
         "top-1 accuracy",
         "top-5 accuracy",
@@ -175,6 +179,7 @@ WRONG = [
     (["--size", "40"], "error: irevnet_small needs a size that 16 divides, got 40"),
     (["--model", "irevnet_c"], "error: zoo.create: unknown model 'irevnet_c'; there are irevnet_a, irevnet_b"),
     (["--batch-size", "2000"], "error: the batch size 2000 is more than the 1442 training images"),
+    (["--batch-size", "2000", "--dry-run"], "error: the batch size 2000 is more than the 1442 training images"),
     (["--resume", "nothing"], "error: no run in nothing: config.json is missing"),
     (["--resume", "photo.png"], "error: cannot read photo.png/config.json: Not a directory"),
     (["--output", "photo.png"], "error: cannot write to photo.png: "),
@@ -258,6 +263,30 @@ def test_wrong_input_is_one_clear_line_and_exit_code_2(mess, command, monkeypatc
     if words.startswith("error"):
         assert error.startswith(words)
         assert error.count("\n") == 1
+
+
+def test_a_signal_during_the_report_ends_well(command, tmp_path, monkeypatch, capsys):
+    """A scheduler's patience may end while the finished network is inverted."""
+    inverted = Trainer.invert
+
+    def interrupted(trainer):
+        signal.raise_signal(signal.SIGUSR1)
+        return inverted(trainer)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Trainer, "invert", interrupted)
+    threads = torch.get_num_threads()
+    try:
+        assert command(["--epochs", "1", *QUICK, "--output", "run"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert "stopped after step 5 of 5; what was learnt is kept. Go on with:" in capsys.readouterr().err
+
+
+def test_workers_are_as_many_as_the_scheduler_has_cores_for(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7})
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert prepared({"resume": "never"}, World())[0].workers == 2
 
 
 def test_wrong_input_in_a_worker_process_leaves_no_traceback(mess):

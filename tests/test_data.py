@@ -1,5 +1,6 @@
 """Images: their order, their randomness, what is wrong with them, and the command that finds it."""
 
+import colorsys
 import dataclasses
 import hashlib
 import io
@@ -234,6 +235,52 @@ def test_crops_have_the_recipes_areas_and_ratios():
     assert abs(np.median(np.log(ratios))) < 0.05
 
 
+def only(recipe, **changes):
+    """The random transform of a recipe without its crop and flip."""
+    whole = {"flip": False, "crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "size": 32}
+    return training_transform(dataclasses.replace(RECIPES[recipe], **whole, **changes))
+
+
+def uniform(values, low, high):
+    """Whether values may be drawn uniformly: nothing outside, and quantiles where they belong (n >= 500)."""
+    shares = (np.array(values) - low) / (high - low)
+    inside = -0.02 < shares.min() < 0.02 and 0.98 < shares.max() < 1.02
+    return inside and all(abs(np.quantile(shares, q) - q) < 0.07 for q in (0.25, 0.5, 0.75))
+
+
+def test_the_released_jitter_has_its_brightness_and_hue():
+    """On a grey image contrast, saturation and hue do nothing; the hue of a dark colour is turned by hue alone."""
+    transform, grey = only("released_irevnet_b"), torch.full((3, 32, 32), 120, dtype=torch.uint8)
+    torch.manual_seed(0)
+    assert uniform([transform(grey)[0, 0, 0].item() / 120 for _ in range(800)], 1 - 0.87, 1 + 0.87)
+    red = torch.tensor([90, 30, 30], dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 32)
+    colours = [transform(red)[:, 0, 0].double() / 255 for _ in range(1200)]
+    turns = [(colorsys.rgb_to_hsv(*c.tolist())[0] + 0.5) % 1 - 0.5 for c in colours if c.max() > 0.3]
+    assert len(turns) > 500
+    assert uniform(turns, -0.2, 0.2)
+
+
+def test_rectangles_are_erased_as_often_and_as_large_as_the_recipe_says():
+    transform, white = only("modern", trivial_augment=False), torch.full((3, 32, 32), 255, dtype=torch.uint8)
+    torch.manual_seed(0)
+    areas = [float((transform(white)[0] == 0).float().mean()) for _ in range(3000)]
+    erased = [area for area in areas if area]
+    assert 0.08 < len(erased) / len(areas) < 0.12
+    assert 0.01 < min(erased) < 0.04
+    assert 0.28 < max(erased) <= 0.34
+    assert RECIPES["modern"].random_erase == 0.1
+
+
+def test_trivial_augment_takes_one_of_many_ways():
+    """One in fourteen is to leave the image alone; others leave it, too, at their weakest."""
+    image = torch.from_numpy(load_sample_images().images[1][:32, :32].copy()).permute(2, 0, 1)
+    transform = only("modern", random_erase=0.0)
+    torch.manual_seed(0)
+    out = [transform(image) for _ in range(400)]
+    assert 1 / 14 - 0.03 < np.mean([torch.equal(each, image) for each in out]) < 0.3
+    assert len({each.numpy().tobytes() for each in out}) > 100
+
+
 # What is wrong with images
 
 
@@ -299,6 +346,18 @@ def test_what_is_no_whole_image_is_one_line(decoder, kind):
     with pytest.raises(InputError, match=r"^cannot read the image some\.JPEG: \S") as caught:
         decode_image(BAD[kind], "some.JPEG")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [TypeError("a tag of no type"), OverflowError(), ZeroDivisionError("resolution")])
+def test_whatever_a_reader_stumbles_over_is_one_line(monkeypatch, error):
+    """Pillow's readers of TIFF, for one, raise these on flipped bits."""
+
+    def stumble(_):
+        raise error
+
+    monkeypatch.setattr(images, "_rgb", stumble)
+    with pytest.raises(InputError, match=rf"^cannot read the image a\.tif: ({error}|{type(error).__name__})$"):
+        decode_image(png(Image.new("RGB", (8, 8))), "a.tif")
 
 
 @pytest.fixture

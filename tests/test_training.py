@@ -21,7 +21,7 @@ import zoo
 from zoo import plots, training
 from zoo.augment import Preparation
 from zoo.building import load_net
-from zoo.data import Batch
+from zoo.data import Batch, StepSampler
 from zoo.digits import write_digits
 from zoo.errors import DivergedError, InputError
 from zoo.evaluation import evaluate
@@ -30,7 +30,7 @@ from zoo.journal import TIMING, rows_of
 from zoo.progress import Reporter
 from zoo.recipes import RECIPES
 from zoo.run import BACKPROP, Run
-from zoo.stopping import Interrupted, Terminated
+from zoo.stopping import Interrupted, Terminated, stopping
 from zoo.training import Trainer
 
 
@@ -51,8 +51,9 @@ def silent(trainer):
     return Reporter(Console(file=io.StringIO()), total=trainer.total)
 
 
-def fit(trainer):
-    trainer.fit(silent(trainer))
+def fit(trainer, reporter=None):
+    with stopping() as trainer.stop:
+        trainer.fit(reporter or silent(trainer))
     return trainer
 
 
@@ -123,7 +124,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(digits, tmp_path, recipe, nu
     trainer = Trainer(Run(recipe, digits), tmp_path / "cut")
     for stop_at in (1, 5, 7):
         with pytest.raises(Interrupted if number == signal.SIGINT else Terminated):
-            trainer.fit(Stopping(trainer, stop_at, number))
+            fit(trainer, Stopping(trainer, stop_at, number))
         assert trainer.step == stop_at
         assert not (tmp_path / "cut" / "model.safetensors").exists()
         with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
@@ -162,7 +163,10 @@ def test_checkpoints_are_kept_as_asked(digits, tmp_path):
     assert {path.name for path in (tmp_path / "checkpoints").glob("step_*")} >= {"step_000000006", "step_000000010"}
     best = max(rows(tmp_path, "validation"), key=lambda row: row["top1"])
     assert (tmp_path / "checkpoints" / "best").read_text() == f"step_{best['step']:09d}"
-    assert trainer.best == best["top1"]
+    assert (trainer.best, trainer.best_step) == (best["top1"], best["step"])
+    (tmp_path / "checkpoints" / "best").write_text("step_000000003")  # as a kill before it was written would leave it
+    resumed(tmp_path)
+    assert (tmp_path / "checkpoints" / "best").read_text() == f"step_{best['step']:09d}"
 
 
 def test_what_a_run_leaves_behind(digits, tmp_path):
@@ -182,7 +186,7 @@ def test_what_a_run_leaves_behind(digits, tmp_path):
     net = zoo.create("irevnet_small", num_classes=10)
     net.load_state_dict(load_file(tmp_path / "run" / "model.safetensors"))
     net.grid = "exact"
-    result = evaluate(net, trainer._validation_batches())
+    result = evaluate(net, trainer._validation_batches([]))
     last = rows(tmp_path / "run", "validation")[-1]
     assert (result.top1, result.top5, result.loss) == (last["top1"], last["top5"], last["loss"])
     assert last["step"] == trainer.total == 10
@@ -386,7 +390,7 @@ def test_two_runs_do_not_write_to_one_folder(digits, tmp_path):
                     fit(Trainer(Run(ONE_EPOCH, digits), tmp_path))
 
     trainer = Trainer(Run(ONE_EPOCH, digits), tmp_path)
-    trainer.fit(Second(None, total=trainer.total))
+    fit(trainer, Second(None, total=trainer.total))
     assert [row["step"] for row in rows(tmp_path, "train")] == [2, 4, 5]
 
 
@@ -400,6 +404,7 @@ def test_bad_validation_images_are_refused_or_counted(digits, tmp_path):
     fit(Trainer(Run(ONE_EPOCH, str(tree), skip_bad=True), tmp_path / "skip"))
     [row] = rows(tmp_path / "skip", "validation")
     assert (row["images"], row["unread"]) == (354, 1)
+    assert resumed(tmp_path / "skip").evaluate().unread == 1
     with pytest.raises(InputError, match="cannot read the image"):
         fit(Trainer(Run(ONE_EPOCH, str(tree)), tmp_path / "cut"))
     bad.write_bytes(content)
@@ -418,6 +423,21 @@ def test_a_run_does_not_go_on_with_other_data(digits, tmp_path):
         InputError, match=r"the training data is not that of the run in .*: other classes or number of images"
     ):
         resumed(tmp_path / "run", data=str(moved))
+
+
+def test_a_run_with_something_new_says_so(digits, tmp_path):
+    trainer = fit(Trainer(Run(ONE_EPOCH, digits), tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["environment"]["torch"] == torch.__version__
+    assert config["environment"]["threads"] == torch.get_num_threads()
+    said = []
+    trainer.restore(say=said.append)
+    assert said == []
+    config["environment"]["torch"] = "2.0"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    trainer.restore(say=said.append)
+    [line] = said
+    assert line.endswith(f"not what the run was made with: torch: 2.0, now {torch.__version__}")
 
 
 @pytest.mark.slow
@@ -541,7 +561,7 @@ def test_skipped_steps_are_counted_and_too_many_in_a_row_end_the_run(digits, tmp
     assert trainer.books.skipped == 3
     skipped = rows(tmp_path / "few", "skipped")
     assert [row["step"] for row in skipped] == [2, 3, 6]
-    sampler = list(trainer._sampler(0, 10))
+    sampler = list(StepSampler(1442, SHORT.batch_size, seed=0, start=0, stop=10))
     assert [row["images"] for row in skipped] == [[i for _, i in sampler[k - 1]] for k in (2, 3, 6)]
     assert [row["skipped"] for row in rows(tmp_path / "few", "train")] == [1, 2, 2, 3, 3, 3]
     assert [row["loss"] is None for row in rows(tmp_path / "few", "train")] == [False, False, False, True, False, False]
@@ -631,7 +651,7 @@ def test_tensorboard_has_the_numbers_of_the_rows(digits, tmp_path):
     run = Run(ONE_EPOCH, digits, tensorboard=True)
     trainer = Trainer(run, tmp_path)
     with pytest.raises(Terminated):
-        trainer.fit(Stopping(trainer, 3, signal.SIGTERM))
+        fit(trainer, Stopping(trainer, 3, signal.SIGTERM))
     fit(resumed(tmp_path))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()

@@ -2,13 +2,16 @@
 
 import dataclasses
 import math
+import shutil
 import signal
+import time
 
 import pytest
 import torch
 
-from tests.distributed import on_two
+from tests.distributed import on_two, one_of_two
 from tests.test_training import ONE_EPOCH, RICH, SHORT, Stopping, fit, rows, same
+from zoo import checkpoints
 from zoo.building import load_net
 from zoo.digits import write_digits
 from zoo.distributed import World, joined
@@ -24,7 +27,7 @@ def digits(tmp_path_factory):
 
 
 def trainer_of(rank, run, folder):
-    trainer = Trainer(run, folder, world=World(rank, 2, rank))
+    trainer = Trainer(run, folder, world=one_of_two(rank))
     trainer.restore()
     return trainer
 
@@ -34,7 +37,7 @@ def go_on(rank, run, folder, stops):
     for k, step in enumerate(stops):
         trainer = trainer_of(rank, run, folder)
         try:
-            trainer.fit(Stopping(trainer, step if rank == k % 2 else -1, signal.SIGTERM))
+            fit(trainer, Stopping(trainer, step if rank == k % 2 else -1, signal.SIGTERM))
         except Terminated:
             assert trainer.step == step
     trainer = fit(trainer_of(rank, run, folder))
@@ -64,7 +67,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(digits, tmp_path, recipe
 
 
 def one_step(rank, run, folder):
-    trainer = Trainer(run, folder, world=World(rank, 2, rank))
+    trainer = Trainer(run, folder, world=one_of_two(rank))
     trainer.net.eval()
     batches = trainer._batches()
     trainer.learner.step([next(batches) for _ in range(run.accumulate)], 0.1, 1)
@@ -98,7 +101,7 @@ class PoisonOne(torch.nn.Identity):
 
 
 def poisoned(rank, run, folder, at):
-    trainer = Trainer(run, folder, world=World(rank, 2, rank))
+    trainer = Trainer(run, folder, world=one_of_two(rank))
     trainer.net.body[3].function.append(PoisonOne(rank, at))
     try:
         fit(trainer)
@@ -121,7 +124,7 @@ def test_what_one_process_cannot_learn_from_none_does(digits, tmp_path, grid):
 
 
 def drifting(rank, run, folder):
-    trainer = Trainer(run, folder, world=World(rank, 2, rank))
+    trainer = Trainer(run, folder, world=one_of_two(rank))
     trainer.net.body[4].function.append(Fickle(rank))
     try:
         fit(trainer)
@@ -148,15 +151,84 @@ def test_a_wrong_reconstruction_in_one_process_ends_both(digits, tmp_path):
     assert all("so that the gradients are wrong; go on with --backprop recompute" in error for error in errors)
 
 
+def unread(rank, run, folder):
+    """What the process says that finds no image readable in training, and then one in validation."""
+    found = []
+    trainer = Trainer(run, folder, world=one_of_two(rank))
+    source = trainer.training.source
+    for step in (2, None):
+        if step is not None and rank == 1:
+            trainer.training.source = Broken(source)
+        try:
+            fit(trainer)
+        except InputError as error:
+            found.append((trainer.step, str(error)))
+        trainer.training.source = source
+    return found
+
+
+class Broken:
+    """A disk that is gone."""
+
+    def __init__(self, source):
+        self.labels = source.labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def name(self, index):
+        return f"image {index}"
+
+    def read(self, index):
+        raise InputError("the disk is gone")
+
+
+def test_what_one_process_cannot_read_ends_both_and_nothing_is_lost(digits, tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(digits, tree)
+    last = max(tree.glob("val/*/*.png"))  # of the second process' part
+    last.write_bytes(b"no image")
+    first, second = on_two(unread, Run(ONE_EPOCH, str(tree), world_size=2), tmp_path / "run")
+    assert first == second == [(0, "the disk is gone"), (5, f"cannot read the image {last}: not an image file")]
+    assert checkpoints.names(tmp_path / "run" / "checkpoints") == ["step_000000000", "step_000000005"]
+
+
+def words(rank):
+    world = one_of_two(rank)
+    order = []
+    for fails in (False, True):
+        try:
+            with world.main_first():
+                if rank == 1:
+                    order.append(world.store.check(["done"]))
+                else:
+                    time.sleep(0.3)
+                    world.store.set("done", "")
+                    if fails:
+                        raise InputError("no such folder")
+        except InputError:
+            assert fails
+    torch.distributed.barrier()
+    return order, world.first_to_say("no such folder"), world.first_to_say(f"rank {rank}")
+
+
+def test_the_main_process_goes_first_and_an_error_is_said_once():
+    (nothing, said, own), (order, also_said, others_own) = on_two(words)
+    assert (nothing, order) == ([], [True, True])
+    assert said != also_said
+    assert own
+    assert others_own
+
+
 def with_other_count(rank, run, folder):
-    return Trainer(run, folder, world=World(rank, 2, rank)).restore()
+    return Trainer(run, folder, world=one_of_two(rank)).restore()
 
 
 def test_a_run_may_go_on_with_another_number_of_processes(digits, tmp_path):
     """Not to the same bits, but with nothing lost: on two what one has begun."""
     trainer = Trainer(Run(SHORT, digits), tmp_path)
     with pytest.raises(Terminated):
-        trainer.fit(Stopping(trainer, 3, signal.SIGTERM))
+        fit(trainer, Stopping(trainer, 3, signal.SIGTERM))
     assert on_two(with_other_count, Run(SHORT, digits, world_size=2), tmp_path) == [True, True]
     on_two(go_on, Run(SHORT, digits, world_size=2), tmp_path, [])
     assert [row["step"] for row in rows(tmp_path, "train")] == [2, 4, 5, 6, 8, 10]

@@ -18,13 +18,14 @@ from zoo.journal import TIMING, rows_of
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "examples" / "imagenet_irevnet.py")
+AVERAGING = str(ROOT / "tests" / "averaging_command.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 OPTIONS = ["--epochs", "3", "--batch-size", "256", "--lr", "0.1", "--save-every", "1", "--keep", "2", "--output", "run"]
 
 
 def command(processes, *options):
     launcher = [sys.executable] if processes == 1 else TORCHRUN
-    return [*launcher, SCRIPT, *OPTIONS, "--workers", "1", *map(str, options)]
+    return [*launcher, AVERAGING, *OPTIONS, "--workers", "1", *map(str, options)]
 
 
 def start(processes, folder, *options):
@@ -79,15 +80,18 @@ def wait_for(process, words):
 
 
 def end_of(folder):
-    """All that must be the same: weights, configuration, log but for the timing, and the last checkpoint."""
+    """All that must be the same: weights and their average, momentum, log but for the timing, configuration."""
     run = folder / "run"
     state = checkpoints.load(run / "checkpoints").state
     moments = [each["momentum_buffer"] for each in state["optimizer"]["state"].values()]
     rows = [{key: value for key, value in row.items() if key not in TIMING} for row in rows_of(run)]
-    return load_file(run / "model.safetensors"), moments, rows, json.loads((run / "config.json").read_text())
+    weights = load_file(run / "model.safetensors")
+    weights |= {f"average of {key}": t for key, t in load_file(run / "ema.safetensors").items()}
+    return weights, moments, rows, json.loads((run / "config.json").read_text())
 
 
 def assert_same(found, expected):
+    assert found[0].keys() == expected[0].keys()
     assert all(torch.equal(t, expected[0][key]) for key, t in found[0].items())
     assert all(torch.equal(a, b) for a, b in zip(found[1], expected[1], strict=True))
     assert found[2] == expected[2]
@@ -139,6 +143,14 @@ def test_a_schedulers_signal_saves_and_ends_well(tmp_path, processes, number):
     assert "Traceback" not in out
     step = int(checkpoints.names(tmp_path / "run" / "checkpoints")[-1].removeprefix("step_"))
     assert f"stopped after step {step} of 200; what was learnt is kept" in out
+
+
+@pytest.mark.slow
+def test_what_all_processes_find_wrong_is_said_once(tmp_path):
+    process = start(2, tmp_path, "--data", "nowhere")
+    out = process.communicate(timeout=60)[0]
+    assert process.returncode == 1  # torchrun's own
+    assert out.count("error: no such folder: nowhere\n") == 1
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from torch import Tensor
 from zoo.checkpoints import write
 from zoo.data import Batch
 from zoo.distributed import World
+from zoo.environment import environment
 from zoo.errors import DivergedError, InputError
 from zoo.journal import Board, Journal
 from zoo.learner import Outcome
@@ -53,7 +54,7 @@ class Books:
     """
 
     def __init__(self, run: Run, folder: Path, images: int, device: torch.device, world: World) -> None:
-        self.run, self.folder, self.images, self.world = run, folder, images, world
+        self.run, self.folder, self.images, self.device, self.world = run, folder, images, device, world
         self.skipped = 0
         """Steps from which nothing was learnt, because the loss was not finite."""
         self.bad: dict[str, str] = {}
@@ -80,7 +81,7 @@ class Books:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = self._locked()
-            self.run.save(self.folder / "config.json")
+            self.run.save(self.folder / "config.json", environment(self.device))
             self._journals = [Journal(self.folder / "metrics.jsonl", self._position)]
         except OSError as error:
             raise InputError(f"cannot write to {self.folder}: {error}") from None
@@ -145,8 +146,6 @@ class Books:
 
     def close_row(self, head: Mapping[str, Any], peak: int | None) -> dict[str, Any]:
         """Writes a row of training, and starts a new one. A collective, as all that follows."""
-        self.gather_bad()
-        self.refuse_bad()
         means, count = self._means(self.row)
         seconds = self.row.seconds
         row = {
@@ -194,13 +193,18 @@ class Books:
             lines = [json.dumps({"name": name, "error": why}) + "\n" for name, why in sorted(self.bad.items())]
             write(self.folder / "bad_images.jsonl", "".join(lines).encode())
 
+    @property
+    def too_many_bad(self) -> bool:
+        """Whether more training images could not be read than ``max_bad`` allows."""
+        return len(self.bad) > self.run.max_bad * self.images
+
     def refuse_bad(self) -> None:
         """Ends the run if too many training images could not be read.
 
         Raises:
             InputError: if they are more than ``max_bad`` allows.
         """
-        if len(self.bad) > self.run.max_bad * self.images:
+        if self.too_many_bad:
             first = next(iter(self.bad.values()))
             share = f"{len(self.bad)} of {self.images} training images can't be read"
             raise InputError(f"{first} ({share}, and --max-bad allows a share of {self.run.max_bad:g})")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zoo.errors import InputError, reason
 
-__all__ = ["Checkpoint", "Keep", "load", "name_of", "names", "save", "write"]
+__all__ = ["Checkpoint", "Keep", "load", "mark_best", "name_of", "names", "save", "write"]
 
 _PREFIX, _PARTIAL, _OLD = "step_", ".partial-", ".old-"
 _WEIGHTS, _AVERAGE, _STATE, _META = "model.safetensors", "ema.safetensors", "state.pt", "meta.json"
@@ -51,7 +51,7 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.name.startswith(_PREFIX) and entry.is_dir())
 
 
-def save(folder: Path, checkpoint: Checkpoint, *, best: bool = False, keep: Keep | None = None) -> Path:
+def save(folder: Path, checkpoint: Checkpoint, *, best: int | None = None, keep: Keep | None = None) -> Path:
     """Writes ``folder/step_N/`` and the name of it into ``folder/latest``, and removes what is not to be kept.
 
     Files are written into a folder with a temporary name and brought to the disk; that folder is then renamed. So a
@@ -60,7 +60,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, best: bool = False, keep: Keep
     Args:
         folder: of all checkpoints of a run; made if it is not there.
         checkpoint: what to write.
-        best: whether it is the best so far: ``folder/best`` will name it.
+        best: the step of the best so far, this one or another: ``folder/best`` will name it.
         keep: which others stay.
 
     Raises:
@@ -79,8 +79,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, best: bool = False, keep: Keep
         _sync(folder)
         shutil.rmtree(old, ignore_errors=True)
         write(folder / "latest", name.encode())
-        if best:
-            write(folder / "best", name.encode())
+        mark_best(folder, best)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # the last two if the disk is full
         shutil.rmtree(partial, ignore_errors=True)
         before = [each for each in names(folder) if each != name]
@@ -88,6 +87,12 @@ def save(folder: Path, checkpoint: Checkpoint, *, best: bool = False, keep: Keep
         raise InputError(f"cannot write the checkpoint {target}: {reason(error)}; {last}") from None
     _prune(folder, keep or Keep(), name)
     return target
+
+
+def mark_best(folder: Path, step: int | None) -> None:
+    """Lets ``folder/best`` name the checkpoint of a step, if there is such a one."""
+    if step is not None and (folder / name_of(step)).is_dir():
+        write(folder / "best", name_of(step).encode())
 
 
 def name_of(step: int) -> str:

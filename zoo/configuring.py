@@ -81,7 +81,7 @@ def prepared(given: Mapping[str, Any], world: World, say: Callable[[str], None] 
     recipe = recipe_of(given, say)
     settings = {key: given[key] for key in _RUN if key in given}
     settings.setdefault("device", default_device())
-    settings.setdefault("workers", min(8, max((os.cpu_count() or 1) // _processes_here() - 1, 0)))
+    settings.setdefault("workers", min(8, max(_cores() // _processes_here() - 1, 0)))
     run = Run(recipe, world_size=world.size, **settings)
     if "output" in given:
         folder = Path(given["output"])
@@ -104,6 +104,11 @@ def fresh(folder: Path) -> Path:
 
 def _numbered(folder: Path) -> Any:
     return (folder if n == 1 else folder.with_name(f"{folder.name}-{n}") for n in range(1, sys.maxsize))
+
+
+def _cores() -> int:
+    """Those that this process may run on: a scheduler gives a job a part of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processes_here() -> int:

@@ -1,15 +1,18 @@
 """The processes of a run: one, or those that ``torchrun`` starts."""
 
 import os
+import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
@@ -24,12 +27,14 @@ PARALLEL = ("ddp", "fsdp")
 
 @dataclass(frozen=True)
 class World:
-    """Which process this is, and of how many. Every method is a collective: all processes must call it."""
+    """Which process this is, and of how many. Its methods are collectives: all processes must call them."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     """Which process of this machine."""
+    store: Store | None = None
+    """Where several processes leave word for each other, however long one takes."""
 
     @property
     def main(self) -> bool:
@@ -75,12 +80,28 @@ class World:
 
     @contextmanager
     def main_first(self) -> Generator[None]:
-        """Lets the others do what is inside when the main process has done it, and finds the files it has written."""
-        if self.size > 1 and not self.main:
-            dist.barrier()
-        yield
-        if self.size > 1 and self.main:
-            dist.barrier()
+        """Lets the others do what is inside when the main process has done it, and finds the files it has written.
+
+        It may take hours, after which a barrier would have given up.
+        """
+        if self.store is None:
+            yield
+            return
+        done = f"first/{self.store.add(f'turns/{self.rank}', 1)}"
+        while not self.main and not self.store.check([done]):
+            time.sleep(0.1)
+        try:
+            yield
+        finally:  # if it failed, the others find out why
+            if self.main:
+                self.store.set(done, "")
+
+    def first_to_say(self, message: str) -> bool:
+        """Whether no other process has said so. Not a collective: one may fail by itself."""
+        try:
+            return self.store is None or self.store.add(f"said/{message}", 1) == 1
+        except RuntimeError:  # the store went with the process that kept it
+            return True
 
 
 @contextmanager
@@ -91,7 +112,8 @@ def joined(device: str) -> Generator[World]:
         device: that the run is on: a GPU takes NCCL, each process the GPU of its local rank; a CPU takes gloo.
 
     Raises:
-        InputError: if a GPU is named by its number: each process needs another one.
+        InputError: if a GPU is named by its number: each process needs another one; or if the environment lacks what
+            ``torchrun`` puts there.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -104,6 +126,7 @@ def joined(device: str) -> Generator[World]:
     except RuntimeError as error:
         raise InputError(f"no device {device!r} here: {reason(error)}") from None
     world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    own: dict[str, Any] = {}
     if kind.type == "cuda":
         if kind.index is not None:
             raise InputError(
@@ -112,11 +135,15 @@ def joined(device: str) -> Generator[World]:
         if world.local_rank >= torch.cuda.device_count():
             raise InputError(f"process {world.local_rank} of this machine finds {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(world.local_rank)
-        dist.init_process_group("nccl", device_id=torch.device("cuda", world.local_rank))
-    else:
-        dist.init_process_group("gloo")
+        own = {"device_id": torch.device("cuda", world.local_rank)}
     try:
-        yield world
+        store, *_ = next(iter(rendezvous("env://", world.rank, size)))
+    except ValueError as error:
+        raise InputError(f"{reason(error)}; several processes are started by torchrun") from None
+    backend = "nccl" if kind.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=PrefixStore("group", store), rank=world.rank, world_size=size, **own)
+    try:
+        yield replace(world, store=PrefixStore("zoo", store))
     finally:
         dist.destroy_process_group()
 

@@ -24,6 +24,8 @@ class Evaluation:
     top5: float
     loss: float
     images: int
+    unread: int = 0
+    """Images that were left out, because they could not be read."""
 
 
 @contextmanager

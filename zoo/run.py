@@ -112,9 +112,12 @@ class Run:
         """What the network keeps, by its name."""
         return "budget" if self.budget is not None else self.recipe.backprop
 
-    def save(self, path: Path) -> None:
-        """Writes the configuration as JSON, with the data's whole path, so that the run goes on from anywhere."""
-        fields = dataclasses.asdict(self)
+    def save(self, path: Path, environment: Mapping[str, Any] | None = None) -> None:
+        """Writes the configuration as JSON, with the data's whole path, so that the run goes on from anywhere.
+
+        What it runs with, see :func:`zoo.environment.environment`, stands there for the reader.
+        """
+        fields = dataclasses.asdict(self) | {"environment": environment or {}}
         fields["data"] = None if self.data is None else str(Path(self.data).resolve())
         write(path, (json.dumps(fields, indent=2) + "\n").encode())
 
@@ -128,6 +131,7 @@ class Run:
         try:
             fields = _tuples(json.loads(path.read_text(encoding="utf-8")))
             recipe: dict[str, Any] = fields.pop("recipe")
+            fields.pop("environment", None)
             return _typed(cls(recipe=_typed(Recipe(**recipe)), **fields))
         except FileNotFoundError:
             raise InputError(f"no run in {path.parent}: {path.name} is missing") from None

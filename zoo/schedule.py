@@ -5,7 +5,7 @@ import math
 
 from zoo.recipes import Recipe
 
-__all__ = ["learning_rate", "scaled", "steps"]
+__all__ = ["learning_rate", "scaled", "steps", "warmup_steps"]
 
 
 def steps(recipe: Recipe, *, per_epoch: int) -> int:
@@ -17,6 +17,11 @@ def steps(recipe: Recipe, *, per_epoch: int) -> int:
         (600000, 640512)
     """
     return recipe.iterations or max(round((recipe.epochs or 1) * per_epoch), 1)
+
+
+def warmup_steps(recipe: Recipe, *, per_epoch: int) -> int:
+    """The length of the warm-up, in steps."""
+    return round(recipe.warmup_epochs * per_epoch)
 
 
 def learning_rate(recipe: Recipe, step: int, *, total: int, per_epoch: int) -> float:
@@ -39,7 +44,7 @@ def learning_rate(recipe: Recipe, step: int, *, total: int, per_epoch: int) -> f
         >>> [learning_rate(paper, s, total=600_000, per_epoch=5004) for s in (0, 159_999, 160_000)]
         [0.1, 0.1, 0.01]
     """
-    warmup = round(recipe.warmup_epochs * per_epoch)
+    warmup = warmup_steps(recipe, per_epoch=per_epoch)
     if step < warmup:
         share = (step + 1) / warmup
         return recipe.lr * (recipe.warmup_start + (1 - recipe.warmup_start) * share)

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["INTERRUPTED", "TERMINATED", "Interrupted", "Stop", "Terminated", "stopping"]
+__all__ = ["FAILED", "INTERRUPTED", "TERMINATED", "Interrupted", "Stop", "Terminated", "stopping"]
 
-TERMINATED, INTERRUPTED = 1, 2
+TERMINATED, INTERRUPTED, FAILED = 1, 2, 3
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the user asked for it)

@@ -1,10 +1,12 @@
 """Trains a network by a recipe: resumable to the bit, and reported in a folder of its own."""
 
+import dataclasses
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,10 @@ from zoo.data import (
     open_data,
     training_transform,
 )
-from zoo.data.order import seed_of, share
+from zoo.data.order import seed_of, share, steps_in_epoch
 from zoo.distributed import World
-from zoo.errors import DivergedError, InputError
+from zoo.environment import changes, environment
+from zoo.errors import InputError
 from zoo.evaluation import Evaluation, evaluate
 from zoo.inversion import InversionError, invert_batches, relative_errors
 from zoo.irevnet import IRevNet
@@ -37,7 +40,7 @@ from zoo.learner import Learner
 from zoo.progress import Reporter
 from zoo.run import Run
 from zoo.schedule import learning_rate, steps
-from zoo.stopping import INTERRUPTED, Interrupted, Stop, Terminated, stopping
+from zoo.stopping import FAILED, INTERRUPTED, Interrupted, Stop, Terminated
 
 __all__ = ["CHECKPOINTS", "Trainer"]
 
@@ -74,20 +77,23 @@ class Trainer:
         self.validation = Samples(
             self.data.validation, evaluation_transform(recipe), bad="skip" if run.skip_bad else "raise"
         )
-        self._sampler(0)  # refuses an unfit batch size
-        self.per_epoch = len(self.training) // recipe.batch_size
+        images = len(self.training)
+        self.per_epoch = steps_in_epoch(images, recipe.batch_size, world=self.world.size, parts=run.accumulate)
         self.total = steps(recipe, per_epoch=self.per_epoch)
         self.epochs = math.ceil(self.total / self.per_epoch)
         self.learner = Learner(run, len(self.data.classes), self.device, self.world)
-        images = recipe.batch_size // (self.world.size * run.accumulate)
-        if images == 1 and recipe.size == getattr(self.net, "size_divisor", 0):
+        together = recipe.batch_size // (self.world.size * run.accumulate)
+        if together == 1 and recipe.size == getattr(self.net, "size_divisor", 0):
             raise InputError(
                 f"{recipe.model} needs a batch of two or more at size {recipe.size}: batch norm would see one value"
             )
         self.step = 0
         self.best: float | None = None
         """The best top-1 accuracy so far, of the average of the weights if there is one."""
-        self._stop = Stop()
+        self.best_step: int | None = None
+        """When that was."""
+        self.stop = Stop()
+        """Whether the run is to end: see :func:`zoo.stopping.stopping`."""
         self.books = Books(run, folder, len(self.training), self.device, self.world)
 
     @property
@@ -136,9 +142,15 @@ class Trainer:
             self.learner.restore(found.weights, found.average, state["optimizer"])
         except (RuntimeError, KeyError) as error:
             raise InputError(f"the checkpoints in {folder} are of another network: {error}".splitlines()[0]) from None
-        self.step, self.best, self.learner.peak = found.step, state["best"], state["peak"]
+        self.step, self.best, self.best_step = found.step, state["best"], state["best_step"]
+        self.learner.peak = state["peak"]
         self.learner.averaged_over = state["averaged_over"]
         self.books.restore(state["books"])
+        if self.world.main:
+            checkpoints.mark_best(folder, self.best_step)  # a kill may have come between the two files
+            changed = changes(self.folder / "config.json", environment(self.device))
+            if changed:
+                say(f"other bits may follow, for this is not what the run was made with: {'; '.join(changed)}")
         return True
 
     def _newest(self, folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
@@ -156,7 +168,7 @@ class Trainer:
             found = checkpoints.load(folder, checkpoints.name_of(step))
         return found
 
-    def save(self, *, best: bool = False) -> None:
+    def save(self) -> None:
         """Writes a checkpoint.
 
         Raises:
@@ -168,88 +180,77 @@ class Trainer:
             "images": len(self.training),
             "optimizer": optimizer,
             "best": self.best,
+            "best_step": self.best_step,
             "averaged_over": self.learner.averaged_over,
             "peak": self.peak,
             "books": self.books.state(),
         }
         if self.world.main:
             keep = Keep(self.run.keep, self.run.keep_every)
-            checkpoints.save(
-                self.folder / CHECKPOINTS, Checkpoint(self.step, weights, average, state), best=best, keep=keep
-            )
+            checkpoint = Checkpoint(self.step, weights, average, state)
+            checkpoints.save(self.folder / CHECKPOINTS, checkpoint, best=self.best_step, keep=keep)
 
     # The course of a run
 
     def fit(self, reporter: Reporter) -> None:
-        """Trains to the end of the recipe, or until a signal.
+        """Trains to the end of the recipe, or until it is asked to stop.
 
         Raises:
-            Interrupted: after Ctrl-C, when all that was learnt is saved.
+            Interrupted: after Ctrl-C, under :func:`zoo.stopping.stopping`, when all that was learnt is saved.
             Terminated: after SIGTERM or SIGUSR1, the same.
             InputError: if images can't be read, a file can't be written, or the run goes astray.
         """
         try:
-            with reporter, stopping() as stop:
+            with reporter, closing(self._batches()) as batches:
                 self.books.refuse_bad()
                 self.books.open(self.step)
                 if self.world.main and not self.finished:
                     (self.folder / "model.safetensors").unlink(missing_ok=True)  # of a run that was shorter
-                self._train(stop, reporter)
+                self._take_steps(batches, reporter)
         finally:
             self.books.close()
         if self.world.main:
             self._draw()
 
-    def _train(self, stop: Stop, reporter: Reporter) -> None:
-        self._stop = stop
-        with closing(self._batches()) as batches:
-            self._take_steps(batches, stop, reporter)
-
-    def _take_steps(self, batches: Iterator[Batch], stop: Stop, reporter: Reporter) -> None:
+    def _take_steps(self, batches: Iterator[Batch], reporter: Reporter) -> None:
         """What is due is derived from what has been counted, so that a run can be cut off anywhere."""
         while True:
-            with self._kept_if_unreadable():
-                ends = self.step % self.per_epoch == 0 or self.finished
-                if self.books.row.steps and (ends or self.step % self.run.recipe.log_every == 0):
-                    self._write_row(reporter)
+            ends = self.step % self.per_epoch == 0 or self.finished
+            if self.books.row.steps and (ends or self.step % self.run.recipe.log_every == 0):
+                self._write_row(reporter)
             if self.books.epoch.steps and ends:
                 self.save()  # evaluation may take longer than a scheduler is patient
-                self.save(best=self._close_epoch(reporter))
+                self._close_epoch(reporter)
+                self.save()
             elif self.books.epoch.steps and self.run.save_every and self.step % self.run.save_every == 0:
                 self.save()
             if self.finished:
                 return
-            if self.world.largest(stop.asked, self.device):
+            start = time.perf_counter()
+            parts, problem = _read(batches, self.run.accumulate)
+            waiting = time.perf_counter() - start
+            if self._asked(problem):
                 self.save()
-                self._end()
-            with self._kept_if_unreadable():
-                self._learn(batches)
+                self._end(problem)
+            self._learn(parts, waiting)
             reporter.at(self.step)
 
-    @contextmanager
-    def _kept_if_unreadable(self) -> Generator[None]:
-        """Saves what was learnt before an image that can't be read; of several processes, only this one may know."""
-        try:
-            yield
-        except DivergedError:
-            raise
-        except InputError:
-            if self.world.size == 1:
-                self.save()
-            raise
+    def _asked(self, problem: str) -> int:
+        """What the run is asked for in any process, which may have a problem."""
+        return self.world.largest(FAILED if problem else self.stop.asked, self.device)
 
-    def _end(self) -> None:
-        """Ends the run as it was asked to, in all processes."""
-        asked = self.world.largest(self._stop.asked, self.device)
+    def _end(self, problem: str) -> None:
+        """Ends the run in all processes, if one was asked to or has a problem."""
+        asked = self._asked(problem)
+        if asked == FAILED:
+            raise InputError(next(each for each in self.world.gathered(problem) if each))
         if asked:
             raise Interrupted if asked == INTERRUPTED else Terminated
 
-    def _learn(self, batches: Iterator[Batch]) -> None:
+    def _learn(self, parts: Sequence[Batch], waiting: float) -> None:
         """Takes one step."""
         recipe = self.run.recipe
         start = time.perf_counter()
-        parts = [next(batches) for _ in range(self.run.accumulate)]
-        waiting = time.perf_counter() - start
         seed = seed_of(self.run.seed, self.step, self.world.rank)  # of dropout and of mixing, whatever was drawn before
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -260,85 +261,86 @@ class Trainer:
         self.step += 1
         if outcome.finite and self.step % recipe.ema_every == 0:
             self.learner.update_average()
-        seconds = time.perf_counter() - start
+        seconds = waiting + time.perf_counter() - start
         self.books.count(outcome, parts, step=self.step, seconds=seconds, waiting=waiting)
 
     def _write_row(self, reporter: Reporter) -> None:
+        self.books.gather_bad()
+        if self.books.too_many_bad:
+            self.save()
+        self.books.refuse_bad()
         rate = learning_rate(self.run.recipe, self.step - 1, total=self.total, per_epoch=self.per_epoch)
         row = self.books.close_row({**self._head(), "lr": rate}, self.peak)
         reporter.row(row, epochs=self.epochs, per_epoch=self.per_epoch)
 
-    def _close_epoch(self, reporter: Reporter) -> bool:
-        """Evaluates, and says whether the network is the best so far."""
-        results, unread = self._evaluations()
-        figures: dict[str, Any] = {"images": results[""].images, "unread": unread}
+    def _close_epoch(self, reporter: Reporter) -> None:
+        """Evaluates, and sees whether the network is the best so far."""
+        results = self._evaluations()
+        figures: dict[str, Any] = {"images": results[""].images, "unread": results[""].unread}
         for prefix, result in results.items():
             loss = result.loss if math.isfinite(result.loss) else None  # JSON has no other numbers
             figures |= {prefix + "loss": loss, prefix + "top1": result.top1, prefix + "top5": result.top5}
         row = self.books.close_epoch(self._head(), figures)
         reporter.epoch(row, self.epochs)
         top1 = list(results.values())[-1].top1
-        best = self.best is None or top1 > self.best
-        self.best = top1 if best else self.best
-        return best
+        if self.best is None or top1 > self.best:
+            self.best, self.best_step = top1, self.step
 
     def _head(self) -> dict[str, int]:
         return {"step": self.step, "epoch": math.ceil(self.step / self.per_epoch)}
 
     # Data
 
-    def _sampler(self, start: int, stop: int = 0) -> StepSampler:
-        return StepSampler(
+    def _batches(self) -> Generator[Batch]:
+        sampler = StepSampler(
             len(self.training),
             self.run.recipe.batch_size,
             seed=self.run.seed,
-            start=start,
-            stop=stop,
+            start=self.step,
+            stop=self.total,
             rank=self.world.rank,
             world=self.world.size,
             parts=self.run.accumulate,
         )
-
-    def _batches(self) -> Generator[Batch]:
-        sampler = self._sampler(self.step, self.total)
         yield from loader(self.training, sampler, workers=self.run.workers, pin=self.device.type == "cuda")
 
-    def _validation_batches(self, unread: list[tuple[str, str]] | None = None) -> Generator[tuple[Tensor, Tensor]]:
-        """What the network sees, and labels, of this process' part; names of unread images go into a list."""
+    def _validation_batches(self, unread: list[tuple[str, str]]) -> Generator[tuple[Tensor, Tensor]]:
+        """What the network sees, and labels, of this process' part; names of unread images go into the list."""
         size = max(self.run.recipe.batch_size // self.world.size, 1)
         mine = share(len(self.validation), self.world.rank, self.world.size)
         pin = self.device.type == "cuda"
         batches = loader(self.validation, batches_of(mine, size), workers=self.run.workers, pin=pin)
         largest = -(-len(self.validation) // self.world.size)
         for _ in range(-(-largest // size)):  # as often in each process, for it may have to stop
-            self._end()
-            batch = next(batches, None)
-            if batch is not None and unread is not None:
+            found, problem = _read(batches, 1)
+            self._end(problem)
+            for batch in found:
                 unread += batch.bad
-            if batch is not None and len(batch.labels):
-                images, labels = (t.to(self.device, non_blocking=True) for t in (batch.images, batch.labels))
-                yield self.learner.prepare(images), labels
+                if len(batch.labels):
+                    images, labels = (t.to(self.device, non_blocking=True) for t in (batch.images, batch.labels))
+                    yield self.learner.prepare(images), labels
 
     # What it has learnt
 
     def evaluate(self) -> Evaluation:
         """Classifies the validation images, with the average of the weights if there is one."""
         with self.learner.averaged():
-            return self._evaluate([])
+            return self._evaluate()
 
-    def _evaluations(self) -> tuple[dict[str, Evaluation], int]:
-        """With the weights and with their average, and how many images could not be read."""
-        unread: list[tuple[str, str]] = []
+    def _evaluations(self) -> dict[str, Evaluation]:
+        """With the weights, and with their average."""
         self.learner.equalise()
-        results = {"": self._evaluate(unread)}
+        results = {"": self._evaluate()}
         if self.learner.average is not None:
             with self.learner.averaged():
-                results["ema_"] = self._evaluate([])
-        return results, sum(len(each) for each in self.world.gathered(unread))
+                results["ema_"] = self._evaluate()
+        return results
 
-    def _evaluate(self, unread: list[tuple[str, str]]) -> Evaluation:
+    def _evaluate(self) -> Evaluation:
+        unread: list[tuple[str, str]] = []
         with self.learner.autocast():
-            return evaluate(self.net, self._validation_batches(unread), world=self.world)
+            found = evaluate(self.net, self._validation_batches(unread), world=self.world)
+        return dataclasses.replace(found, unread=sum(len(each) for each in self.world.gathered(unread)))
 
     def invert(self) -> InversionError | None:
         """Inverts every validation image from its last features and draws some; nothing, if the network has no inverse.
@@ -352,7 +354,7 @@ class Trainer:
         done = share(len(self.validation), self.world.rank, self.world.size).start
         errors: list[Tensor] = []
         pictures: list[tuple[Tensor, Tensor]] = []
-        images = (x for x, _ in self._validation_batches())
+        images = (x for x, _ in self._validation_batches([]))
         with self.learner.averaged(), self.learner.autocast():
             for x, recovered in invert_batches(self.net, images):
                 errors.append(relative_errors(recovered, x).cpu())
@@ -375,3 +377,11 @@ class Trainer:
                 save_file({key: t.contiguous() for key, t in tensors.items()}, partial, metadata=about)
                 partial.replace(self.folder / f"{name}.safetensors")
         plots.curves({self.folder.name: rows_of(self.folder)}, self.folder / "curves.png")
+
+
+def _read(batches: Iterator[Batch], count: int) -> tuple[list[Batch], str]:
+    """The next batches, fewer at the end; and why they can't be had, if they can't: other processes must know, too."""
+    try:
+        return list(itertools.islice(batches, count)), ""
+    except InputError as error:
+        return [], str(error)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo.errors import InputError, reason
 
-__all__ = ["decode_image"]
+__all__ = ["DECODER", "decode_image"]
 
 _START = 65_536  # bytes of a JPEG in which its EXIF data stands, if it has any
 
@@ -29,6 +29,9 @@ def _fast_decoder() -> Callable[..., Any] | None:
 
 
 _fast: Callable[..., Any] | None = _fast_decoder()
+
+DECODER = "pillow" if _fast is None else "torchcodec"
+"""The package that decodes JPEG files."""
 
 
 def decode_image(content: bytes, name: str) -> Tensor:
@@ -56,7 +59,9 @@ def decode_image(content: bytes, name: str) -> Tensor:
             pixels = _rgb(image)  # decodes it all, so that a truncated file is found here
     except UnidentifiedImageError:
         raise InputError(f"cannot read the image {name}: not an image file") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers fail in any way on what is no whole image
         raise InputError(f"cannot read the image {name}: {reason(error)}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 

@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 
 from zoo.errors import InputError
 
-__all__ = ["StepSampler", "seed_of", "share"]
+__all__ = ["StepSampler", "seed_of", "share", "steps_in_epoch"]
 
 
 def seed_of(*numbers: int) -> int:
@@ -25,6 +25,20 @@ def share(length: int, rank: int, world: int) -> range:
         [[0], [1, 2], [3, 4]]
     """
     return range(length * rank // world, length * (rank + 1) // world)
+
+
+def steps_in_epoch(length: int, batch_size: int, *, world: int = 1, parts: int = 1) -> int:
+    """How many whole batches there are.
+
+    Raises:
+        InputError: if there is none, or ``world`` processes can't share it equally, each in ``parts`` pieces.
+    """
+    if batch_size > length:
+        raise InputError(f"the batch size {batch_size} is more than the {length} training images")
+    if batch_size % (world * parts):
+        pieces = f"{world} processes" + (f" in {parts} pieces each" if parts > 1 else "")
+        raise InputError(f"the batch size {batch_size} can't be shared equally by {pieces}")
+    return length // batch_size
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -64,11 +78,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         world: int = 1,
         parts: int = 1,
     ) -> None:
-        if batch_size > length:
-            raise InputError(f"the batch size {batch_size} is more than the {length} training images")
-        if batch_size % (world * parts):
-            pieces = f"{world} processes" + (f" in {parts} pieces each" if parts > 1 else "")
-            raise InputError(f"the batch size {batch_size} can't be shared equally by {pieces}")
+        self.per_epoch = steps_in_epoch(length, batch_size, world=world, parts=parts)
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.start, self.stop = start, stop
         self.rank, self.world, self.parts = rank, world, parts
@@ -77,7 +87,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         return max(self.stop - self.start, 0) * self.parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        steps = self.length // self.batch_size
+        steps = self.per_epoch
         mine = self.batch_size // self.world
         piece = mine // self.parts
         for epoch in itertools.count(self.start // steps):
