@@ -12,6 +12,7 @@ from multiprocessing.connection import wait
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from zoo.distributed import World
 
@@ -82,8 +83,8 @@ def _serve(pipe, folder, rank, function, args):
         warnings.simplefilter("error")  # as everywhere in the tests
         for message in IGNORED:
             warnings.filterwarnings("ignore", message)
-        dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", 2), rank=rank, world_size=2)
-        _stores[:] = [dist.FileStore(f"{folder}/words", 2)]
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+        _stores[:] = next(iter(rendezvous(f"file://{folder}/words", rank, 2)))[:1]
         torch.manual_seed(0)
         pipe.send_bytes(pickle.dumps(("result", function(rank, *args))))  # tensors by value, not shared
         dist.barrier()
