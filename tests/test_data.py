@@ -5,7 +5,14 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +43,7 @@ from zoo.digits import write_digits
 from zoo.errors import InputError
 from zoo.recipes import RECIPES
 
+ROOT = Path(__file__).parents[1]
 PAPER = RECIPES["paper_irevnet_b"]
 
 
@@ -172,6 +180,49 @@ def test_workers_change_nothing(photographs):
         assert torch.equal(a.labels, b.labels)
         assert torch.equal(a.draws, b.draws)
         assert a.addresses == b.addresses
+
+
+@contextmanager
+def worker_command(folder, *words):
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "worker_command.py"), *words]
+    process = subprocess.Popen(
+        command, cwd=folder, env=surroundings, text=True, start_new_session=True, stdout=subprocess.PIPE
+    )
+    patience = threading.Timer(100, os.killpg, (process.pid, signal.SIGKILL))  # rather than hang
+    patience.start()
+    try:
+        yield process
+    finally:
+        patience.cancel()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def runs(pid):
+    try:
+        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] not in "XZ"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_workers_of_several_processes_are_not_forked_from_one_with_threads(tmp_path):
+    """A lock that a thread holds would never be let go in them; and a scheduler's signal ends none of them."""
+    with worker_command(tmp_path) as process:
+        assert process.stdout.read() == "server works\n6 images\n"
+
+
+def test_workers_end_when_the_main_process_is_killed(tmp_path):
+    with worker_command(tmp_path, "killed") as process:
+        *pids, word = process.stdout.readline().split()
+        assert word == "reading"
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 60
+        while any(map(runs, pids)):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 def test_evaluation_sees_every_image_once_in_order(photographs):

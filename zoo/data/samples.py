@@ -1,7 +1,6 @@
 """Batches of images: decoded and cropped in worker processes, with whatever could not be read replaced or left out."""
 
 import atexit
-import signal
 import weakref
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any, NamedTuple, cast
@@ -15,6 +14,7 @@ from zoo.augment import DRAWS
 from zoo.data.images import decode_image
 from zoo.data.order import seed_of
 from zoo.data.sources import Source
+from zoo.data.workers import worker_options
 from zoo.errors import InputError
 from zoo.recipes import Recipe
 
@@ -140,8 +140,7 @@ def loader(
         data: the images.
         batches: which of them, step by step.
         workers: processes; 0 reads in this one.
-        pin: whether to put batches into page-locked memory, for a GPU; workers are then started from a clean process,
-            as those forked from one that uses a GPU can hang.
+        pin: whether to put batches into page-locked memory, for a GPU.
 
     Raises:
         InputError: if an image can't be read.
@@ -149,12 +148,9 @@ def loader(
     source: DataLoader[Any] = DataLoader(
         _Guarded(data),
         batch_sampler=cast("Sampler[list[Any]]", batches),  # torch takes any iterable of addresses
-        num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=_ignore_signals,
         pin_memory=pin,
-        prefetch_factor=4 if workers else None,
-        multiprocessing_context="forkserver" if workers and pin else None,
+        **worker_options(workers),
     )
     made = _unguarded(source)
     _open.add(made)
@@ -205,10 +201,3 @@ def _collate(items: list[Sample | InputError]) -> Batch | InputError:
     labels = torch.tensor([item.label for item in good], dtype=torch.int64)
     draws = torch.stack([item.draws for item in good]) if good else torch.empty(0, DRAWS)
     return Batch(images, labels, draws, [item.address for item in good], bad)
-
-
-def _ignore_signals(_: int) -> None:
-    """Ctrl-C, and what a scheduler sends to the whole group, is for the main process, which saves and ends this one."""
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(each, signal.SIG_IGN)
-    torch.set_num_threads(1)

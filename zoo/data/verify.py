@@ -11,8 +11,8 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.data.images import decode_image
-from zoo.data.samples import _ignore_signals
 from zoo.data.sources import Source
+from zoo.data.workers import worker_options
 from zoo.errors import InputError
 
 __all__ = ["verify"]
@@ -79,6 +79,4 @@ def verify(
 
 def _rows(sources: dict[str, Source], workers: int) -> Iterator[dict[str, Any]]:
     for split, source in sources.items():
-        yield from DataLoader(
-            _Checked(source, split), batch_size=None, num_workers=workers, worker_init_fn=_ignore_signals
-        )
+        yield from DataLoader(_Checked(source, split), batch_size=None, **worker_options(workers))
