@@ -294,10 +294,12 @@ def _of(path: Path, function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        what = reason(error) if isinstance(error, OSError) else f"not a safetensors file ({reason(error)})"
-        raise InputError(f"cannot read {path}: {what}") from None
+        with path.open("rb"):  # the errors of safetensors say less
+            return load_file(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {reason(error)}") from None
+    except safetensors.SafetensorError as error:
+        raise InputError(f"cannot read {path}: not a safetensors file ({reason(error)})") from None
 
 
 def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -317,7 +319,10 @@ def _write_new(path: Path, write: Callable[[Path], None]) -> str:
     """Writes a file under another name, brings it to the disk, renames it, and returns its SHA-256."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         write(partial)
+        partial.chmod(mode)  # safetensors makes files that nobody else can read
         with partial.open("rb") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -337,3 +342,7 @@ def _sort_metadata(path: Path) -> None:
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         file.seek(8)
         file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.serialization import SourceChangeWarning
 
 from zoo.errors import InputError, reason
 
@@ -36,8 +35,12 @@ def read_tensors(path: Path, *, execute_code: bool = False) -> dict[str, Tensor]
         InputError: if the file can't be read, would execute code, or holds no state dict.
     """
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", SourceChangeWarning)  # the module's code is another version's: all are
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {reason(error)}") from None
+    try:
+        with file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the file, or the code that it needs, is of another age
             content = torch.load(file, map_location="cpu", weights_only=not execute_code)
     except Exception as error:  # noqa: BLE001  a damaged file fails in as many ways as there are bytes
         raise InputError(f"cannot read {path}: {_problem(error, execute_code)}") from None
@@ -48,11 +51,9 @@ def read_tensors(path: Path, *, execute_code: bool = False) -> dict[str, Tensor]
 
 
 def _problem(error: Exception, execute_code: bool) -> str:
-    if isinstance(error, OSError):
-        return reason(error)
     if execute_code and isinstance(error, (ImportError, AttributeError)):
         return f"{reason(error)}; the folder of the code that it needs must be on PYTHONPATH"
-    named = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
+    named = re.search(r"GLOBAL ([a-zA-Z_][\w.]{,79})", str(error))
     if not execute_code and (named or (isinstance(error, RuntimeError) and "weights_only" in str(error))):
         code = f"code ({named[1]})" if named else "code"
         return f"reading it would execute {code}, which may do anything; if you trust whoever made it, add {_FLAG}"
@@ -73,7 +74,7 @@ def _tensors(content: Any) -> dict[str, Tensor]:
         raise InputError(f"it holds an object of type {type(content).__name__}")
     for key, tensor in content.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
-            raise InputError(f"its entry {key!r:.80} is of type {type(tensor).__name__}, not a tensor")
+            raise InputError(f"its entry {key!r:.80} is of type {type(tensor).__name__}, not a tensor with a name")
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
             raise InputError(f"its entry {key!r:.80} is not a dense tensor")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
