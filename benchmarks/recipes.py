@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from torch import nn
-from torchvision.models import resnet50 as torchvisions
 
 from benchmarks.report import console_of, keep
 from zoo.augment import DRAWS
@@ -25,16 +23,9 @@ from zoo.data import Batch
 from zoo.distributed import World
 from zoo.learner import Learner
 from zoo.recipes import RECIPES, Recipe
-from zoo.registry import register
 from zoo.run import BACKPROP, Run
 
 CLASSES = 1000
-
-
-@register
-def resnet50(*, num_classes: int = CLASSES) -> nn.Module:
-    """Torchvision's, to compare with."""
-    return torchvisions(num_classes=num_classes)
 
 
 def recipes() -> dict[str, Recipe]:

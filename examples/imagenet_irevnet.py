@@ -206,8 +206,10 @@ def dry_run(run: Any, tell: Any) -> int:
     tell(f"parameters, gradients, momentum, average: {size.held / 2**20:,.1f} MiB")
     device = find_device(run.device)
     available = memory_of(device)
-    tell(f"memory of {device}: {available / 2**30:.1f} GiB; activations of a training step, counted:")
-    for name, cost in costs(run, classes):
+    found = list(costs(run, classes))
+    counted = "activations of a training step, counted:" if found else "activations are counted of i-RevNets only"
+    tell(f"memory of {device}: {available / 2**30:.1f} GiB; {counted}")
+    for name, cost in found:
         fits = cost.largest(available - size.held)
         tell(f"  {name}: {cost.per_image / 2**20:,.1f} MiB per image, largest batch per process that fits {fits:,}")
     return 0
@@ -235,7 +237,8 @@ def report(trainer: Trainer, reporter: Reporter) -> None:
         "parameters": f"{sum(p.numel() for p in trainer.net.parameters()):,}",
     }
     if trainer.peak is not None:
-        cells |= {"peak of activations": f"{trainer.peak / 2**20:.1f} MiB ({trainer.run.kept})"}
+        kept = trainer.run.kept if isinstance(trainer.net, zoo.ReversibleNetwork) else "store"
+        cells |= {"peak of activations": f"{trainer.peak / 2**20:.1f} MiB ({kept})"}
     if trainer.books.drift is not None:
         cells |= {"largest drift": f"{trainer.books.drift:.1e}" if trainer.books.drift else "0"}
     if trainer.books.skipped:
@@ -244,13 +247,15 @@ def report(trainer: Trainer, reporter: Reporter) -> None:
         cells |= {"unreadable images": f"{len(trainer.books.bad)}, replaced; bad_images.jsonl names them"}
     if result.unread:
         cells |= {"validation images left out": f"{result.unread}, which can't be read"}
+    pictures = "curves.png"
     try:
         error = trainer.invert()
+        pictures += "" if error is None else ", reconstructions.png"
         cells |= {} if error is None else {"inversion error ε": mean_median_max(error)}
     except DivergedError as error:  # what was learnt is none the worse
         cells |= {"inversion error ε": str(error).partition(";")[0]}
     reporter.table(f"{trainer.run.recipe.model}: {result.images} validation images", cells)
-    reporter.say(f"curves.png, reconstructions.png, model.safetensors and the rest are in {trainer.folder}")
+    reporter.say(f"{pictures}, model.safetensors and the rest are in {trainer.folder}")
 
 
 def invert(given: dict[str, Any], console: Console) -> int:
@@ -272,7 +277,7 @@ def invert(given: dict[str, Any], console: Console) -> int:
         say(console, f"{recipe.model} with untrained weights; --resume DIR takes those of a run")
         given.setdefault("grid", "exact")
     if not isinstance(net, zoo.IRevNet):
-        raise InputError(f"{recipe.model} has no inverse; --model takes {', '.join(zoo.names())}")
+        raise InputError(f"{recipe.model} has no inverse; --model takes an i-RevNet, such as irevnet_b")
     if "grid" in given:
         net.grid = GRIDS[given["grid"]]
     errors: list[torch.Tensor] = []

@@ -193,6 +193,7 @@ WRONG = [
     (["--invert", "nothing.png"], "error: cannot read the image nothing.png: No such file or directory"),
     (["--invert", "broken/train/cat/a.png"], "error: cannot read the image broken/train/cat/a.png: not an image file"),
     (["--invert", "photo.png", "--size", "40"], "error: irevnet_small needs a size that 16 divides, got 40"),
+    (["--invert", "photo.png", "--model", "revnet38"], "error: revnet38 has no inverse; --model takes an i-RevNet"),
     (["--invert", "photo.png", "--model", "irevnet_c"], "error: zoo.create: unknown model 'irevnet_c'"),
     (["--invert", "photo.png", "--device", "gpu"], "error: no device 'gpu' here: "),
     (

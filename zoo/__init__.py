@@ -1,6 +1,35 @@
 """Networks assembled from invertible layers, their recipes, data and analyses."""
 
-from zoo.irevnet import Bottleneck, IRevNet, irevnet_a, irevnet_b, irevnet_small
+from zoo.irevnet import Bottleneck, IRevNet, irevnet_a, irevnet_b, irevnet_cifar, irevnet_small
+from zoo.network import ReversibleNetwork
 from zoo.registry import create, names, register
+from zoo.resnet import Residual, ResidualUnit, ResNet, Shortcut, resnet50, resnet101, resnet_small
+from zoo.revnet import RevNet, Stage, Transition, revnet38, revnet56, revnet104, revnet110, revnet164
 
-__all__ = ["Bottleneck", "IRevNet", "create", "irevnet_a", "irevnet_b", "irevnet_small", "names", "register"]
+__all__ = [
+    "Bottleneck",
+    "IRevNet",
+    "ResNet",
+    "Residual",
+    "ResidualUnit",
+    "RevNet",
+    "ReversibleNetwork",
+    "Shortcut",
+    "Stage",
+    "Transition",
+    "create",
+    "irevnet_a",
+    "irevnet_b",
+    "irevnet_cifar",
+    "irevnet_small",
+    "names",
+    "register",
+    "resnet50",
+    "resnet101",
+    "resnet_small",
+    "revnet38",
+    "revnet56",
+    "revnet104",
+    "revnet110",
+    "revnet164",
+]

@@ -15,8 +15,7 @@ def main() -> int:
     for name in zoo.names():
         with torch.device("meta"):
             net = zoo.create(name)
-        body = getattr(net, "body", None)
-        bijective = "-" if body is None else "yes" if body.bijective else "no"
+        bijective = "-" if not isinstance(net, zoo.IRevNet) else "yes" if net.body.bijective else "no"
         summary = (getattr(zoo, name).__doc__ or "").splitlines()[0]
         table.add_row(name, f"{sum(p.numel() for p in net.parameters()):,}", bijective, summary)
     Console().print(table)

@@ -9,7 +9,7 @@ from torch import nn
 
 from zoo import checkpoints, registry
 from zoo.errors import InputError, reason
-from zoo.irevnet import IRevNet
+from zoo.network import ReversibleNetwork
 from zoo.recipes import Recipe
 from zoo.run import GRIDS, Run
 
@@ -42,7 +42,7 @@ def configure(net: nn.Module, run: Run, device: torch.device) -> nn.Module:
     Channels last is for GPUs only: FSDP refuses such weights, and on a CPU PyTorch 2.15 dies in the backward pass of a
     strided convolution of few channels, such as the first of (b).
     """
-    if isinstance(net, IRevNet):
+    if isinstance(net, ReversibleNetwork):
         net.backprop, net.grid = run.strategy, GRIDS[run.recipe.grid]
         if run.compile:
             net.compile_functions()

@@ -154,7 +154,8 @@ def parallel(net: nn.Module, kind: str, world: World, device: torch.device) -> n
         return net
     if kind == "ddp":
         return DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
-    for part in getattr(net, "body", ()):  # not inside a layer: its replay needs whole parameters
+    layers = (layer for chain in getattr(net, "chains", ()) for layer in chain)
+    for part in layers:  # not inside one: its replay needs whole parameters
         if any(True for _ in part.parameters()):
             sharded: Any = fully_shard(part)
             register_fsdp_forward_method(sharded, "inverse")

@@ -55,7 +55,7 @@ def size_of(run: Run, num_classes: int) -> Size:
 def costs(run: Run, num_classes: int) -> Iterator[tuple[str, Cost]]:
     """What each strategy keeps, by name: the plan of :meth:`invertible.Sequential.plan` for two sizes of batch.
 
-    Nothing for networks that have no such plan.
+    Nothing for networks that are more than one chain, or none: what is outside of chains has no plan.
     """
     with torch.device("meta"):
         net = build(run.recipe, num_classes=num_classes)

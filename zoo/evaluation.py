@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from invertible import StreamRangeError
 from zoo.distributed import World
 from zoo.errors import InputError
-from zoo.irevnet import IRevNet
+from zoo.network import ReversibleNetwork
 
 __all__ = ["Evaluation", "evaluate", "evaluating"]
 
@@ -44,7 +44,7 @@ def _logits(net: nn.Module, x: Tensor) -> Tensor:
     try:
         return net(x)
     except StreamRangeError:
-        if not isinstance(net, IRevNet):
+        if not isinstance(net, ReversibleNetwork):
             raise
     grid, net.grid = net.grid, None
     try:

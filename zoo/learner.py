@@ -17,7 +17,7 @@ from zoo.building import build, configure, optimizer_of
 from zoo.data import Batch
 from zoo.distributed import World, like, parallel, unsynchronised, whole
 from zoo.errors import DivergedError, InputError, diverging, reason
-from zoo.irevnet import IRevNet
+from zoo.network import ReversibleNetwork
 from zoo.run import Run
 
 __all__ = ["Learner", "Outcome"]
@@ -150,13 +150,14 @@ class Learner:
         Raises:
             DivergedError: in all processes, if they were too far off in one.
         """
-        if not isinstance(self.net, IRevNet) or self.net.drift is None:
+        drift = self.net.drift if isinstance(self.net, ReversibleNetwork) else None
+        if drift is None:
             return []
-        if self.world.size > 1 and self.world.largest(int(bool(self.net.body.drift_flag)), self.device):
+        if self.world.size > 1 and self.world.largest(int(bool(self.net.drift_flag)), self.device):
             self.optimizer.zero_grad()
-            off = f"the reconstruction is off by {self.net.drift:.0e} in process {self.world.rank}, or more in another"
+            off = f"the reconstruction is off by {drift:.0e} in process {self.world.rank}, or more in another"
             raise DivergedError(f"{off}, so that the gradients are wrong; go on with --backprop recompute")
-        return [self.net.drift]
+        return [drift]
 
     def autocast(self) -> Any:
         """The arithmetic of the recipe, as a context."""

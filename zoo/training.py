@@ -83,7 +83,7 @@ class Trainer:
         self.epochs = math.ceil(self.total / self.per_epoch)
         self.learner = Learner(run, len(self.data.classes), self.device, self.world)
         together = recipe.batch_size // (self.world.size * run.accumulate)
-        if together == 1 and recipe.size == getattr(self.net, "size_divisor", 0):
+        if together == 1 and recipe.size <= getattr(self.net, "total_stride", 0):
             raise InputError(
                 f"{recipe.model} needs a batch of two or more at size {recipe.size}: batch norm would see one value"
             )
