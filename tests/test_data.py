@@ -512,3 +512,11 @@ def test_verify_writes_a_line_for_each_image(mess, tmp_path, workers, capsys):
 def test_verify_says_what_is_wrong(tmp_path, capsys):
     assert command(["verify", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err == f"error: no such folder: {tmp_path / 'none'}\n"
+
+
+def test_an_image_of_floating_point_numbers_is_refused():
+    """Of no known range: cut off to bytes, most would be black."""
+    file = io.BytesIO()
+    Image.fromarray(np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)).save(file, format="TIFF")
+    with pytest.raises(InputError, match=r"cannot read the image a\.tiff: its values are floating-point numbers"):
+        decode_image(file.getvalue(), "a.tiff")
