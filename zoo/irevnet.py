@@ -74,18 +74,20 @@ class IRevNet(nn.Module):
         blocks: the number of blocks of each stage.
         channels: the channels of a stream, for each stage.
         strides: 1 or 2 for each stage; with 2 its first block downsamples.
-        num_classes: of the head.
+        num_classes: of the head; with 0 it has no classifier, and ``net(x)`` returns the pooled features that one would
+            see, ``(batch, feature_channels)``.
+        in_channels: of the images.
         kernel_sizes: of the three convolutions of a block; the released code has ``(3, 3, 3)``.
         size_divisor: what height and width must be divisible by, in pixels.
 
     Shape:
-        - Input: ``(batch, 3, height, width)``, floating point
-        - Output: logits ``(batch, num_classes)``
+        - Input: ``(batch, in_channels, height, width)``, floating point
+        - Output: logits ``(batch, num_classes)``, or pooled features ``(batch, feature_channels)``
 
     Raises:
         TypeError: if the input is not a floating-point tensor.
         ValueError: if the input has another shape, is one image of ``size_divisor`` pixels in training mode, or
-            ``inverse`` is given logits.
+            ``inverse`` is given logits or pooled features.
 
     The network's ``backprop`` decides what training keeps: ``net.backprop = Reconstruct()`` makes memory independent
     of the depth of the body. Its ``grid`` decides how values are rounded: with ``net.grid = "exact"`` the image comes
@@ -109,15 +111,18 @@ class IRevNet(nn.Module):
         channels: Sequence[int],
         strides: Sequence[int],
         num_classes: int,
+        in_channels: int = 3,
         kernel_sizes: tuple[int, int, int] = (1, 3, 1),
         size_divisor: int,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"IRevNet: num_classes must be at least 1, got {num_classes}.")
+        if num_classes < 0:
+            raise ValueError(f"IRevNet: num_classes must be at least 0, got {num_classes}.")
+        if in_channels < 1:
+            raise ValueError(f"IRevNet: in_channels must be at least 1, got {in_channels}.")
         if any(size % 2 == 0 or size < 1 for size in kernel_sizes) or len(kernel_sizes) != 3:
             raise ValueError(f"IRevNet: kernel_sizes must be three odd numbers, got {kernel_sizes}.")
-        self.num_classes = num_classes
+        self.num_classes, self.in_channels = num_classes, in_channels
         self.size_divisor = size_divisor
         layers: list[InvertibleModule] = list(split)
         width = split_channels // 2
@@ -136,7 +141,7 @@ class IRevNet(nn.Module):
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Linear(self.feature_channels, num_classes),
+            nn.Linear(self.feature_channels, num_classes) if num_classes else nn.Identity(),
         )
 
     @property
@@ -176,7 +181,7 @@ class IRevNet(nn.Module):
         self.body.compile_functions(**options)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the logits."""
+        """Returns the logits; without a classifier, the pooled features."""
         features = self.features(x)
         return self.head(features if self.grid is None else features.to(self._dtype()))
 
@@ -196,9 +201,10 @@ class IRevNet(nn.Module):
         if not isinstance(features, Tensor):
             raise TypeError(f"IRevNet: inverse expects the tensor of net.features(x), got {type(features).__name__}.")
         shape = tuple(features.shape)
-        if len(shape) == 2 and shape[1] == self.num_classes:
+        if len(shape) == 2 and shape[1] == (self.num_classes or self.feature_channels):
+            what = "logits" if self.num_classes else "pooled features"
             raise ValueError(
-                f"IRevNet: logits have no inverse, got a tensor of shape {shape}. "
+                f"IRevNet: {what} have no inverse, got a tensor of shape {shape}. "
                 "The image comes back from net.features(x)."
             )
         if len(shape) != 4 or shape[1] != self.feature_channels:
@@ -214,10 +220,9 @@ class IRevNet(nn.Module):
         if not isinstance(x, Tensor):
             raise TypeError(f"IRevNet: expected a tensor of images, got an object of type {type(x).__name__}.")
         shape = tuple(x.shape)
-        if len(shape) != 4 or shape[1] != 3:
-            raise ValueError(
-                f"IRevNet: expected images of shape (batch, 3, height, width), got a tensor of shape {shape}."
-            )
+        if len(shape) != 4 or shape[1] != self.in_channels:
+            rule = f"expected images of shape (batch, {self.in_channels}, height, width)"
+            raise ValueError(f"IRevNet: {rule}, got a tensor of shape {shape}.")
         if any(size % self.size_divisor or not size for size in shape[2:]):
             raise ValueError(
                 f"IRevNet: height and width must be divisible by {self.size_divisor}, got a tensor of shape {shape}."
@@ -232,10 +237,13 @@ class IRevNet(nn.Module):
 
 
 @register
-def irevnet_b(*, num_classes: int = 1000, kernel_sizes: tuple[int, int, int] = (1, 3, 1)) -> IRevNet:
+def irevnet_b(
+    *, num_classes: int = 1000, in_channels: int = 3, kernel_sizes: tuple[int, int, int] = (1, 3, 1)
+) -> IRevNet:
     """The bijective i-RevNet (b): 100 blocks, 29,201,092 parameters with 1000 classes.
 
-    ``kernel_sizes=(3, 3, 3)`` gives the authors' released network, of 125,120,356 parameters.
+    ``kernel_sizes=(3, 3, 3)`` gives the authors' released network, of 125,120,356 parameters. Widths are in proportion
+    to ``in_channels``, for a bijective network has no other choice: its streams hold what the image does.
 
     Source: section 3.2 and Table 1 (29M), https://arxiv.org/abs/1802.07088
 
@@ -246,11 +254,12 @@ def irevnet_b(*, num_classes: int = 1000, kernel_sizes: tuple[int, int, int] = (
     """
     return IRevNet(
         [PixelUnshuffle(2, order="pixel_major"), Split()],
-        12,
+        4 * in_channels,
         blocks=(6, 16, 72, 6),
-        channels=(24, 96, 384, 1536),
+        channels=(8 * in_channels, 32 * in_channels, 128 * in_channels, 512 * in_channels),
         strides=(2, 2, 2, 2),
         num_classes=num_classes,
+        in_channels=in_channels,
         kernel_sizes=kernel_sizes,
         size_divisor=32,
     )
@@ -258,13 +267,18 @@ def irevnet_b(*, num_classes: int = 1000, kernel_sizes: tuple[int, int, int] = (
 
 @register
 def irevnet_a(
-    *, num_classes: int = 1000, split_channels: int = 192, kernel_sizes: tuple[int, int, int] = (1, 3, 1)
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    split_channels: int = 192,
+    kernel_sizes: tuple[int, int, int] = (1, 3, 1),
 ) -> IRevNet:
     """The injective i-RevNet (a): 18 blocks, 180,999,016 parameters with 1000 classes.
 
     Table 1 gives 181M, which this reading meets with the block of (b): the splitting operator pads 48 channels to 192,
     and the streams have 96, 384, 1536 and 6144. The text of section 3.2 pads to 96 and prints 48, 192, 768 and 3072;
     ``split_channels=96`` is that network, of 48,352,360 parameters (199,033,960 with ``kernel_sizes=(3, 3, 3)``).
+    Widths depend on ``split_channels`` alone, which is at least 16 times ``in_channels``.
 
     Source: section 3.2 and Table 1, https://arxiv.org/abs/1802.07088
 
@@ -275,12 +289,13 @@ def irevnet_a(
     """
     width = split_channels // 2
     return IRevNet(
-        [PixelUnshuffle(4, order="pixel_major"), PadSplit(48, split_channels)],
+        [PixelUnshuffle(4, order="pixel_major"), PadSplit(16 * in_channels, split_channels)],
         split_channels,
         blocks=(4, 4, 6, 4),
         channels=(width, 4 * width, 16 * width, 64 * width),
         strides=(1, 2, 2, 2),
         num_classes=num_classes,
+        in_channels=in_channels,
         kernel_sizes=kernel_sizes,
         size_divisor=32,
     )
@@ -288,7 +303,11 @@ def irevnet_a(
 
 @register
 def irevnet_small(
-    *, num_classes: int = 1000, blocks: tuple[int, int, int] = (3, 3, 3), kernel_sizes: tuple[int, int, int] = (1, 3, 1)
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    blocks: tuple[int, int, int] = (3, 3, 3),
+    kernel_sizes: tuple[int, int, int] = (1, 3, 1),
 ) -> IRevNet:
     """A bijective i-RevNet for images of 32 by 32 pixels, such as the embedded digits: our own, not the paper's.
 
@@ -298,11 +317,12 @@ def irevnet_small(
     """
     return IRevNet(
         [PixelUnshuffle(2, order="pixel_major"), Split()],
-        12,
+        4 * in_channels,
         blocks=blocks,
-        channels=(24, 96, 384),
+        channels=(8 * in_channels, 32 * in_channels, 128 * in_channels),
         strides=(2, 2, 2),
         num_classes=num_classes,
+        in_channels=in_channels,
         kernel_sizes=kernel_sizes,
         size_divisor=16,
     )
