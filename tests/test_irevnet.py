@@ -332,8 +332,8 @@ REFUSALS = {
     "zoo.create: unknown model 'irevnet_c'; there are irevnet_a, irevnet_b, irevnet_small": lambda net: zoo.create(
         "irevnet_c"
     ),
-    "zoo.create: irevnet_b has no option 'classes'; it has num_classes, in_channels, kernel_sizes.": lambda net: zoo.create(
-        "irevnet_b", classes=3
+    "zoo.create: irevnet_b has no option 'classes'; it has num_classes, in_channels, kernel_sizes.": lambda net: (
+        zoo.create("irevnet_b", classes=3)
     ),
     "zoo.register: the name 'irevnet_a' is taken.": lambda net: zoo.register(zoo.irevnet_a),
 }
