@@ -71,7 +71,7 @@ def trained(tmp_path_factory):
     """Weights as they are published: of a network of 5 classes."""
     net = zoo.create("irevnet_small", num_classes=5, blocks=(1, 1, 1))
     path = tmp_path_factory.mktemp("published") / "model.safetensors"
-    save_weights(net, path, {"model": "irevnet_small"})
+    save_weights(net, path)
     return net, path.read_bytes()
 
 

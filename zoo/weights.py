@@ -112,7 +112,7 @@ def weights_of(model: str, tag: str | Weights) -> Weights:
     return WEIGHTS[f"{model}.{tag}"]
 
 
-def fetch(weights: Weights, folder: str | os.PathLike[str] | None = None, *, progress: bool = True) -> Path:
+def fetch(weights: Weights, folder: str | Path | None = None, *, progress: bool = True) -> Path:
     """Returns the file of weights, which it downloads unless it is there already.
 
     Whatever the file's name says, it is hashed each time; one that is damaged is downloaded again. A download is
@@ -218,13 +218,14 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_weights(net: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a network's weights and statistics as safetensors: whole, or not at all.
+def save_weights(net: nn.Module, path: Path) -> None:
+    """Writes a network's weights and statistics as safetensors, with :data:`FORMAT`: whole, or not at all.
+
+    The same weights make the same bytes, and so the same hash.
 
     Args:
         net: whose ``state_dict`` is written, in its own dtypes.
         path: the file; it is replaced if it is there.
-        metadata: text that is kept in it, besides :data:`FORMAT`.
 
     Raises:
         WeightsError: if it can't be written.
@@ -232,7 +233,7 @@ def save_weights(net: nn.Module, path: Path, metadata: Mapping[str, str] | None 
     tensors = {key: t.detach().cpu().contiguous() for key, t in net.state_dict().items()}
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        save_file(tensors, partial, {**(metadata or {}), "format": "pt", "zoo_format": str(FORMAT)})
+        save_file(tensors, partial, {"zoo_format": str(FORMAT)})  # one entry: they have no order
         partial.replace(path)
     except (OSError, safetensors.SafetensorError) as error:  # the latter if the disk is full
         raise WeightsError(f"zoo.save_weights: cannot write {path}: {reason(error)}.") from None
@@ -240,7 +241,7 @@ def save_weights(net: nn.Module, path: Path, metadata: Mapping[str, str] | None 
         partial.unlink(missing_ok=True)
 
 
-def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_weights(net: nn.Module, path: str | Path) -> None:
     """Loads a safetensors file into a network: all tensors of the same names and shapes, or nothing.
 
     Args:
