@@ -36,7 +36,7 @@ def test_the_demonstration_and_then_images_of_ones_own(example, folder, capsys):
     assert "digits 5 to 9, 20 images to learn from:" in out
     found = [float(x) for x in re.findall(r"top-1 ([\d.]+) %", out)]
     assert len(found) == 3
-    assert found[0] > 50  # of five classes, after one epoch
+    assert found[0] > 30  # of five classes, after one epoch
     net = from_pretrained(folder / "runs" / "fine_tune")
     assert net.num_classes == 5
     pretrained = from_pretrained(folder / "runs" / "fine_tune" / "pretrained")
