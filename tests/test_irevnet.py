@@ -101,6 +101,11 @@ def test_images_of_other_channels_keep_the_map(name, channels):
     assert net.body.bijective == (features.numel() == x.numel()) == (name != "irevnet_a")
 
 
+def test_the_weights_of_a_have_the_same_shapes_for_any_channels():
+    shapes = [{key: t.shape for key, t in meta("irevnet_a", in_channels=n).state_dict().items()} for n in (1, 3, 12)]
+    assert shapes[0] == shapes[1] == shapes[2]
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_images_of_other_channels_come_back(channels):
     net = zoo.create("irevnet_small", in_channels=channels, num_classes=2).double().eval()

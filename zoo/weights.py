@@ -156,8 +156,7 @@ class _Failed(Exception):  # noqa: N818
 def _download(weights: Weights, partial: Path, *, progress: bool) -> str:
     """Writes the file and returns its hash.
 
-    Not by :func:`torch.hub.download_url_to_file`: it waits without end for a server that has fallen silent, and when
-    the disk is full it leaves its part of the file there.
+    Not by :func:`torch.hub.download_url_to_file`, which waits without end for a server that has fallen silent.
     """
     digest = hashlib.sha256()
     with _opened(weights.url) as response, partial.open("wb") as file:
