@@ -1,13 +1,15 @@
 """Networks assembled from invertible layers, their recipes, data and analyses."""
 
+from zoo.cards import card
 from zoo.irevnet import Bottleneck, IRevNet, irevnet_a, irevnet_b, irevnet_cifar, irevnet_small
 from zoo.network import ReversibleNetwork
-from zoo.registry import create, names, register
+from zoo.registry import Config, config_of, create, names, register, replace_head
 from zoo.resnet import Residual, ResidualUnit, ResNet, Shortcut, resnet50, resnet101, resnet_small
 from zoo.revnet import RevNet, Stage, Transition, revnet38, revnet56, revnet104, revnet110, revnet164
 
 __all__ = [
     "Bottleneck",
+    "Config",
     "IRevNet",
     "ResNet",
     "Residual",
@@ -17,6 +19,8 @@ __all__ = [
     "Shortcut",
     "Stage",
     "Transition",
+    "card",
+    "config_of",
     "create",
     "irevnet_a",
     "irevnet_b",
@@ -24,6 +28,7 @@ __all__ = [
     "irevnet_small",
     "names",
     "register",
+    "replace_head",
     "resnet50",
     "resnet101",
     "resnet_small",
