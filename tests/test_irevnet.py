@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,16 @@ from invertible import (
     Split,
     Store,
 )
+from tests.zoo_networks import check_gradients, check_memory
 
 PARAMETERS = [
     ("irevnet_b", {}, 29_201_092),
     ("irevnet_b", {"kernel_sizes": (3, 3, 3)}, 125_120_356),
+    ("irevnet_b", {"dimensions": 1}, 143_125),
+    ("irevnet_b", {"dimensions": 3}, 37_238_911_816),
+    ("irevnet_small", {}, 1_246_048),
+    ("irevnet_small", {"dimensions": 1}, 50_857),
+    ("irevnet_small", {"dimensions": 3, "blocks": (3, 3)}, 5_346_472),
     ("irevnet_a", {}, 180_999_016),
     ("irevnet_a", {"split_channels": 96}, 48_352_360),
     ("irevnet_a", {"split_channels": 96, "kernel_sizes": (3, 3, 3)}, 199_033_960),
@@ -79,7 +86,7 @@ def test_the_structure_of_section_3_2(name, blocks, widths, downs):
     assert [type(part) for part in net.head] == [nn.BatchNorm2d, nn.ReLU, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear]
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", ["irevnet_a", "irevnet_b", "irevnet_small"])
 def test_sizes_on_the_meta_device(name):
     net = meta(name)
     x = torch.empty(2, 3, 224, 224, device="meta")
@@ -265,6 +272,82 @@ def test_gradients_reach_every_parameter(name):
     assert all(p.grad.abs().sum() > 0 for n, p in net.named_parameters() if n.endswith("weight"))
 
 
+# In one and three dimensions
+
+
+def small(dimensions, **options):
+    """Of two stages where three would be large."""
+    blocks = (1, 1) if dimensions == 3 else (1, 2, 1)
+    return zoo.create("irevnet_small", dimensions=dimensions, num_classes=4, **{"blocks": blocks} | options)
+
+
+def values(dimensions, batch=3, dtype=torch.float64):
+    sizes = {1: (48,), 2: (16, 32), 3: (16, 8, 8)}[dimensions]
+    return torch.rand(batch, 3, *sizes, dtype=dtype)
+
+
+def psi_nd(x):
+    """Pixel-major unshuffling by two, by index, in any number of dimensions."""
+    offsets = product(range(2), repeat=x.ndim - 2)
+    return torch.cat([x[(slice(None), slice(None), *(slice(i, None, 2) for i in each))] for each in offsets], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "dimensions"),
+    [("irevnet_small", 1), ("irevnet_small", 2), ("irevnet_small", 3), ("irevnet_b", 1), ("irevnet_b", 3)],
+)
+def test_a_stream_has_all_values_of_half_the_image_in_every_stage(name, dimensions):
+    net = meta(name, dimensions=dimensions)
+    x = value = torch.empty(2, 3, *[32] * dimensions, device="meta")
+    for key, value in net.body.trace(x):
+        total = sum(part.numel() for part in (value if isinstance(value, tuple) else (value,)))
+        assert total == x.numel(), key
+    assert net.body.bijective
+    assert net.feature_channels == value.shape[1] == 3 * 2 ** (dimensions * (5 if name == "irevnet_b" else 4))
+    assert net.head(value).shape == (2, 1000)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_the_equation_written_out_in_other_dimensions(dimensions):
+    net = small(dimensions).double().eval()
+    x = values(dimensions)
+    first, second = psi_nd(x).chunk(2, dim=1)
+    for block in net.body[2:-1]:
+        down = psi_nd if block.downsample is not None else (lambda value: value)
+        first, second = down(second), down(first) + block.function(second)
+    features = torch.cat((first, second), dim=1)
+    assert torch.equal(net.features(x), features)
+    pooled = net.head[0](features).relu().flatten(2).mean(2)
+    torch.testing.assert_close(net(x), net.head[-1](pooled))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dimensions", [1, 3])
+def test_signals_and_volumes_come_back(dimensions, training):
+    net = small(dimensions).train(training)
+    x = values(dimensions, dtype=torch.float32)
+    net.grid = "exact"
+    assert torch.equal(net.inverse(net.features(x)), net.body.snap(x))
+    net.grid = None
+    double = values(dimensions)
+    torch.testing.assert_close(net.double().inverse(net.features(double)), double, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("grid", [None, "exact"])
+@pytest.mark.parametrize("dimensions", [1, 3])
+def test_gradients_of_signals_and_volumes(dimensions, grid):
+    net = small(dimensions, blocks=(2,) if dimensions == 3 else (2, 1))
+    check_gradients(net, values(dimensions, dtype=torch.float32), grid)
+
+
+@pytest.mark.parametrize("dimensions", [1, 3])
+def test_memory_of_signals_and_volumes_is_flat_in_depth(dimensions):
+    def make(depth):
+        return small(dimensions, blocks=(depth, 1))
+
+    check_memory(make, values(dimensions, dtype=torch.float32))
+
+
 REFUSALS = {
     "IRevNet: height and width must be divisible by 16, got a tensor of shape (1, 3, 40, 32).": lambda net: net(
         torch.zeros(1, 3, 40, 32)
@@ -295,8 +378,32 @@ REFUSALS = {
     "zoo.create: unknown model 'irevnet_c'; there are irevnet_a, irevnet_b, irevnet_small": lambda net: zoo.create(
         "irevnet_c"
     ),
-    "zoo.create: irevnet_b has no option 'classes'; it has num_classes, kernel_sizes.": lambda net: zoo.create(
-        "irevnet_b", classes=3
+    "zoo.create: irevnet_b has no option 'classes'; it has num_classes, kernel_sizes, dimensions.": lambda net: (
+        zoo.create("irevnet_b", classes=3)
+    ),
+    "IRevNet: dimensions must be 1, 2 or 3, got 4.": lambda net: zoo.create("irevnet_small", dimensions=4),
+    "Bottleneck: dimensions must be 1, 2 or 3, got 0.": lambda net: zoo.Bottleneck(4, 4, dimensions=0),
+    "IRevNet: expected signals of shape (batch, 3, length), got a tensor of shape (2, 3, 32, 32).": lambda net: small(
+        1
+    )(torch.zeros(2, 3, 32, 32)),
+    "IRevNet: length must be divisible by 16, got a tensor of shape (2, 3, 24).": lambda net: small(1)(
+        torch.zeros(2, 3, 24)
+    ),
+    "IRevNet: expected floating-point signals, got dtype torch.int16. Convert them: x.float().": lambda net: small(1)(
+        torch.zeros(2, 3, 16, dtype=torch.int16)
+    ),
+    "IRevNet: expected a tensor of signals, got an object of type tuple.": lambda net: small(1)((torch.zeros(1),)),
+    "IRevNet: features have the shape (batch, 48, length), got a tensor of shape (1, 3, 16).": lambda net: small(
+        1
+    ).inverse(torch.zeros(1, 3, 16)),
+    "IRevNet: expected volumes of shape (batch, 3, depth, height, width), got a tensor of shape (2, 3, 8, 8).": (
+        lambda net: small(3)(torch.zeros(2, 3, 8, 8))
+    ),
+    "IRevNet: depth, height and width must be divisible by 8, got a tensor of shape (2, 3, 8, 8, 4).": lambda net: (
+        small(3)(torch.zeros(2, 3, 8, 8, 4))
+    ),
+    "got a tensor of shape (1, 3, 8, 8, 8). Take a larger batch or volume, or net.eval().": lambda net: small(3)(
+        torch.zeros(1, 3, 8, 8, 8)
     ),
     "zoo.register: the name 'irevnet_a' is taken.": lambda net: zoo.register(zoo.irevnet_a),
 }

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from invertible import Coupling, Grid, InvertibleModule, Latent, Merge, PadSplit, PixelUnshuffle, Sequential, Split
 from invertible.backprop import Strategy
+from zoo._dimensions import AVERAGE, BATCH_NORM, CONVOLUTION, SIZES, check_dimensions
+from zoo.network import check_images
 from zoo.registry import register
 
 __all__ = ["Bottleneck", "IRevNet", "irevnet_a", "irevnet_b", "irevnet_small"]
@@ -25,9 +27,10 @@ class Bottleneck(nn.Sequential):
         stride: of the first convolution, in pixels.
         first: whether this is the first block of a network, which starts at its first convolution.
         kernel_sizes: of the three convolutions, in pixels, odd.
+        dimensions: the number of spatial ones, 1, 2 or 3.
 
     Shape:
-        - Input: ``(batch, in_channels, height, width)``
+        - Input: ``(batch, in_channels, height, width)``, or as many sizes as there are dimensions
         - Output: ``(batch, out_channels, height / stride, width / stride)``
 
     Example:
@@ -43,15 +46,18 @@ class Bottleneck(nn.Sequential):
         stride: int = 1,
         first: bool = False,
         kernel_sizes: tuple[int, int, int] = (1, 3, 1),
+        dimensions: int = 2,
     ) -> None:
+        check_dimensions("Bottleneck", dimensions)
+        norm, convolution = BATCH_NORM[dimensions], CONVOLUTION[dimensions]
         middle = out_channels // 4
         widths = (in_channels, middle, middle, out_channels)
         layers: list[nn.Module] = []
         for i, size in enumerate(kernel_sizes):
             if i or not first:
-                layers += [nn.BatchNorm2d(widths[i]), nn.ReLU()]
+                layers += [norm(widths[i]), nn.ReLU()]
             step = 1 if i else stride
-            layers += [nn.Conv2d(widths[i], widths[i + 1], size, step, padding=size // 2, bias=False)]
+            layers += [convolution(widths[i], widths[i + 1], size, step, padding=size // 2, bias=False)]
         super().__init__(*layers)
 
 
@@ -76,10 +82,12 @@ class IRevNet(nn.Module):
         strides: 1 or 2 for each stage; with 2 its first block downsamples.
         num_classes: of the head.
         kernel_sizes: of the three convolutions of a block; the released code has ``(3, 3, 3)``.
+        dimensions: the number of spatial ones: 1 for signals, 2 for images, 3 for volumes.
         size_divisor: what height and width must be divisible by, in pixels.
 
     Shape:
-        - Input: ``(batch, 3, height, width)``, floating point
+        - Input: ``(batch, 3, height, width)``, floating point; ``(batch, 3, length)`` in one dimension,
+          ``(batch, 3, depth, height, width)`` in three
         - Output: logits ``(batch, num_classes)``
 
     Raises:
@@ -110,14 +118,17 @@ class IRevNet(nn.Module):
         strides: Sequence[int],
         num_classes: int,
         kernel_sizes: tuple[int, int, int] = (1, 3, 1),
+        dimensions: int = 2,
         size_divisor: int,
     ) -> None:
         super().__init__()
+        check_dimensions("IRevNet", dimensions)
         if num_classes < 1:
             raise ValueError(f"IRevNet: num_classes must be at least 1, got {num_classes}.")
         if any(size % 2 == 0 or size < 1 for size in kernel_sizes) or len(kernel_sizes) != 3:
             raise ValueError(f"IRevNet: kernel_sizes must be three odd numbers, got {kernel_sizes}.")
         self.num_classes = num_classes
+        self.dimensions = dimensions
         self.size_divisor = size_divisor
         layers: list[InvertibleModule] = list(split)
         width = split_channels // 2
@@ -125,16 +136,17 @@ class IRevNet(nn.Module):
             for i in range(count):
                 stride = 1 if i else stage_stride
                 first = len(layers) == len(split)
-                function = Bottleneck(width, out, stride=stride, first=first, kernel_sizes=kernel_sizes)
+                options = {"stride": stride, "first": first, "kernel_sizes": kernel_sizes, "dimensions": dimensions}
+                function = Bottleneck(width, out, **options)
                 downsample = PixelUnshuffle(2, order="pixel_major") if stride == 2 else None
                 layers.append(Coupling(function, downsample=downsample))
                 width = out
         self.body = Sequential(*layers, Merge())
         self.feature_channels = 2 * width
         self.head = nn.Sequential(
-            nn.BatchNorm2d(self.feature_channels),
+            BATCH_NORM[dimensions](self.feature_channels),
             nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
+            AVERAGE[dimensions](1),
             nn.Flatten(),
             nn.Linear(self.feature_channels, num_classes),
         )
@@ -201,8 +213,8 @@ class IRevNet(nn.Module):
                 f"IRevNet: logits have no inverse, got a tensor of shape {shape}. "
                 "The image comes back from net.features(x)."
             )
-        if len(shape) != 4 or shape[1] != self.feature_channels:
-            rule = f"features have the shape (batch, {self.feature_channels}, height, width)"
+        if len(shape) != 2 + self.dimensions or shape[1] != self.feature_channels:
+            rule = f"features have the shape (batch, {self.feature_channels}, {SIZES[self.dimensions]})"
             raise ValueError(f"IRevNet: {rule}, got a tensor of shape {shape}.")
         return self.body.inverse(features)
 
@@ -211,31 +223,31 @@ class IRevNet(nn.Module):
         return next(self.head.parameters()).dtype
 
     def _check_image(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"IRevNet: expected a tensor of images, got an object of type {type(x).__name__}.")
-        shape = tuple(x.shape)
-        if len(shape) != 4 or shape[1] != 3:
-            raise ValueError(
-                f"IRevNet: expected images of shape (batch, 3, height, width), got a tensor of shape {shape}."
-            )
-        if any(size % self.size_divisor or not size for size in shape[2:]):
-            raise ValueError(
-                f"IRevNet: height and width must be divisible by {self.size_divisor}, got a tensor of shape {shape}."
-            )
-        if self.training and shape[0] * (shape[2] // self.size_divisor) * (shape[3] // self.size_divisor) == 1:
-            raise ValueError(
-                f"IRevNet: in training mode batch norm needs more than one value per channel in the last stage, "
-                f"got a tensor of shape {shape}. Take a larger batch or image, or net.eval()."
-            )
-        if not x.is_floating_point():
-            raise TypeError(f"IRevNet: expected floating-point images, got dtype {x.dtype}. Scale them: x / 255.")
+        divisor, training = self.size_divisor, self.training
+        options = {"size_divisor": divisor, "total_stride": divisor, "dimensions": self.dimensions}
+        check_images("IRevNet", x, training=training, **options)
+
+
+def _stream_channels(stages: int, dimensions: int, in_channels: int = 3) -> tuple[int, ...]:
+    """The channels of a stream in a bijective network that downsamples before its first stage and in each.
+
+    They are no choice: a stream holds half of what the image does, and each step takes 2^dimensions pixels to one.
+    """
+    block = 2**dimensions
+    return tuple(in_channels * block ** (stage + 2) // 2 for stage in range(stages))
 
 
 @register
-def irevnet_b(*, num_classes: int = 1000, kernel_sizes: tuple[int, int, int] = (1, 3, 1)) -> IRevNet:
+def irevnet_b(
+    *, num_classes: int = 1000, kernel_sizes: tuple[int, int, int] = (1, 3, 1), dimensions: int = 2
+) -> IRevNet:
     """The bijective i-RevNet (b): 100 blocks, 29,201,092 parameters with 1000 classes.
 
     ``kernel_sizes=(3, 3, 3)`` gives the authors' released network, of 125,120,356 parameters.
+
+    ``dimensions=1`` is the network for signals and ``dimensions=3`` that for volumes, which are not in the paper. The
+    image decides the width: a stream has 6, 12, 24, 48 channels in one dimension, and 96, 768, 6144, 49152 in three,
+    which is 37,238,911,816 parameters; for volumes take :func:`irevnet_small`, with two stages.
 
     Source: section 3.2 and Table 1 (29M), https://arxiv.org/abs/1802.07088
 
@@ -246,12 +258,13 @@ def irevnet_b(*, num_classes: int = 1000, kernel_sizes: tuple[int, int, int] = (
     """
     return IRevNet(
         [PixelUnshuffle(2, order="pixel_major"), Split()],
-        12,
+        3 * 2**dimensions,
         blocks=(6, 16, 72, 6),
-        channels=(24, 96, 384, 1536),
+        channels=_stream_channels(4, dimensions),
         strides=(2, 2, 2, 2),
         num_classes=num_classes,
         kernel_sizes=kernel_sizes,
+        dimensions=dimensions,
         size_divisor=32,
     )
 
@@ -288,9 +301,16 @@ def irevnet_a(
 
 @register
 def irevnet_small(
-    *, num_classes: int = 1000, blocks: tuple[int, int, int] = (3, 3, 3), kernel_sizes: tuple[int, int, int] = (1, 3, 1)
+    *,
+    num_classes: int = 1000,
+    blocks: tuple[int, ...] = (3, 3, 3),
+    kernel_sizes: tuple[int, int, int] = (1, 3, 1),
+    dimensions: int = 2,
 ) -> IRevNet:
     """A bijective i-RevNet for images of 32 by 32 pixels, such as the embedded digits: our own, not the paper's.
+
+    ``dimensions=1`` is one for signals, ``dimensions=3`` one for volumes. There is a stage for each number in
+    ``blocks``, and each multiplies a stream's channels by 2^dimensions: two are enough for volumes.
 
     Example:
         >>> irevnet_small(num_classes=10)(torch.zeros(2, 3, 32, 32)).shape
@@ -298,11 +318,12 @@ def irevnet_small(
     """
     return IRevNet(
         [PixelUnshuffle(2, order="pixel_major"), Split()],
-        12,
+        3 * 2**dimensions,
         blocks=blocks,
-        channels=(24, 96, 384),
-        strides=(2, 2, 2),
+        channels=_stream_channels(len(blocks), dimensions),
+        strides=(2,) * len(blocks),
         num_classes=num_classes,
         kernel_sizes=kernel_sizes,
-        size_divisor=16,
+        dimensions=dimensions,
+        size_divisor=2 ** (len(blocks) + 1),
     )
