@@ -2,7 +2,6 @@
 
 import json
 import re
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ from invertible import (
     Split,
     Store,
 )
-from tests.zoo_networks import check_gradients, check_memory
+from tests.zoo_networks import check_gradients, check_memory, psi_nd
 
 PARAMETERS = [
     ("irevnet_b", {}, 29_201_092),
@@ -284,12 +283,6 @@ def small(dimensions, **options):
 def values(dimensions, batch=3, dtype=torch.float64):
     sizes = {1: (48,), 2: (16, 32), 3: (16, 8, 8)}[dimensions]
     return torch.rand(batch, 3, *sizes, dtype=dtype)
-
-
-def psi_nd(x):
-    """Pixel-major unshuffling by two, by index, in any number of dimensions."""
-    offsets = product(range(2), repeat=x.ndim - 2)
-    return torch.cat([x[(slice(None), slice(None), *(slice(i, None, 2) for i in each))] for each in offsets], dim=1)
 
 
 @pytest.mark.parametrize(

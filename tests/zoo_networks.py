@@ -1,11 +1,27 @@
 """What every network of the zoo that is made of invertible layers is held to."""
 
 import copy
+from itertools import product
 
 import torch
 
 from invertible import Recompute, Reconstruct, Store
 from invertible.testing import measure_memory
+
+
+def psi_nd(x):
+    """Pixel-major unshuffling by two, by index, in any number of dimensions."""
+    offsets = product(range(2), repeat=x.ndim - 2)
+    return torch.cat([x[(slice(None), slice(None), *(slice(i, None, 2) for i in each))] for each in offsets], dim=1)
+
+
+def psi_nd_inverse(y, dimensions):
+    """Undoes :func:`psi_nd`."""
+    parts = y.chunk(2**dimensions, dim=1)
+    x = torch.empty(y.shape[0], parts[0].shape[1], *(2 * size for size in y.shape[2:]), dtype=y.dtype)
+    for part, each in zip(parts, product(range(2), repeat=dimensions), strict=True):
+        x[(slice(None), slice(None), *(slice(i, None, 2) for i in each))] = part
+    return x
 
 
 def randomize(net):
