@@ -24,12 +24,12 @@ def psi_nd_inverse(y, dimensions):
     return x
 
 
-def randomize(net):
+def randomize(net, size=0.1):
     """No parameter is where its initialisation put it: zeros hide mistakes."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter += size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
     return net
 
 
