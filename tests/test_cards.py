@@ -85,6 +85,7 @@ def test_the_memory_goes_through_pickling_and_changes_nothing_else():
         "in_channels": 3,
         "blocks": (3, 3, 3),
         "kernel_sizes": (3, 3, 3),
+        "dimensions": 2,
     }
     assert not any("config" in key for key in net.state_dict())
     assert pickle.loads(pickle.dumps(zoo.irevnet_small)) is zoo.irevnet_small  # noqa: S301

@@ -29,6 +29,7 @@ from invertible import (
 PARAMETERS = [
     ("irevnet_b", {}, 29_201_092),
     ("irevnet_b", {"kernel_sizes": (3, 3, 3)}, 125_120_356),
+    ("irevnet_small", {}, 1_246_048),
     ("irevnet_a", {}, 180_999_016),
     ("irevnet_a", {"split_channels": 96}, 48_352_360),
     ("irevnet_a", {"split_channels": 96, "kernel_sizes": (3, 3, 3)}, 199_033_960),
@@ -337,7 +338,7 @@ REFUSALS = {
     "zoo.create: unknown model 'irevnet_c'; there are irevnet_a, irevnet_b, irevnet_cifar, irevnet": lambda net: (
         zoo.create("irevnet_c")
     ),
-    "zoo.create: irevnet_b has no option 'classes'; it has num_classes, in_channels, kernel_sizes.": lambda net: (
+    "zoo.create: irevnet_b has no option 'classes'; it has num_classes, in_channels, kernel_sizes, dim": lambda net: (
         zoo.create("irevnet_b", classes=3)
     ),
     "zoo.register: the name 'irevnet_a' is taken.": lambda net: zoo.register(zoo.irevnet_a),

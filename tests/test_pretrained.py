@@ -43,7 +43,7 @@ def test_a_network_comes_back_from_its_folder(net, tmp_path):
     assert [layer.function[0].kernel_size for layer in again.body[2:3]] == [(3, 3)]
     fields = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
     assert fields["model"] == "irevnet_small"
-    assert fields["options"] == {**OPTIONS, "blocks": [1, 2, 1], "kernel_sizes": [3, 3, 3]}
+    assert fields["options"] == {**OPTIONS, "blocks": [1, 2, 1], "kernel_sizes": [3, 3, 3], "dimensions": 2}
     assert fields["versions"].keys() == {"invertible", "torch"}
     save_pretrained(again, tmp_path / "c")
     for name in ("config.json", "model.safetensors"):  # the same bytes again

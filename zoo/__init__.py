@@ -6,15 +6,21 @@ from zoo.network import ReversibleNetwork
 from zoo.registry import Config, config_of, create, names, register, replace_head
 from zoo.resnet import Residual, ResidualUnit, ResNet, Shortcut, resnet50, resnet101, resnet_small
 from zoo.revnet import RevNet, Stage, Transition, revnet38, revnet56, revnet104, revnet110, revnet164
+from zoo.unet import IUNet, iunet
+from zoo.vit import MLP, Attention, RevViT, revvit_s
 
 __all__ = [
+    "MLP",
+    "Attention",
     "Bottleneck",
     "Config",
     "IRevNet",
+    "IUNet",
     "ResNet",
     "Residual",
     "ResidualUnit",
     "RevNet",
+    "RevViT",
     "ReversibleNetwork",
     "Shortcut",
     "Stage",
@@ -26,6 +32,7 @@ __all__ = [
     "irevnet_b",
     "irevnet_cifar",
     "irevnet_small",
+    "iunet",
     "names",
     "register",
     "replace_head",
@@ -37,4 +44,5 @@ __all__ = [
     "revnet104",
     "revnet110",
     "revnet164",
+    "revvit_s",
 ]

@@ -65,6 +65,7 @@ _IREVNET = "Jacobsen et al., 2018, https://arxiv.org/abs/1802.07088"
 _REVNET = "Gomez et al., 2017, https://arxiv.org/abs/1707.04585"
 _RESNET = "He et al., 2015, https://arxiv.org/abs/1512.03385"
 _REVNET_README = "README of https://github.com/renmengye/revnet-public (5486f61)"
+_REVVIT = "Mangalam et al., 2022, https://arxiv.org/abs/2302.04869"
 _TABLE_1 = "ImageNet, Table 1 of the i-RevNet paper, https://arxiv.org/abs/1802.07088"
 _README = "README of https://github.com/jhjacobsen/pytorch-i-revnet (61b4b49), kernel_sizes=(3, 3, 3)"
 
@@ -112,6 +113,25 @@ CARDS: dict[str, Card] = {
             size=32,
             inverse="injective",
             reported=(TopOne(5.5, "CIFAR-10, its README: an accuracy of about 94.5 %"),),
+        ),
+        Card(
+            name="iunet",
+            source="Etmann, Ke and Schönlieb, 2020, https://arxiv.org/abs/2005.05220; sizes are our own",
+            parameters=3_137_410,
+            flops=19_344_130_048,
+            size=256,
+            inverse="injective",
+        ),
+        Card(
+            name="revvit_s",
+            source=f"Rev-ViT-S of {_REVVIT}",
+            parameters=22_434_664,
+            flops=9_148_821_504,
+            size=224,
+            inverse="none",
+            reported=(
+                TopOne(20.1, "ImageNet, README of https://github.com/facebookresearch/SlowFast/tree/main/projects/rev"),
+            ),
         ),
         Card(
             name="revnet38",

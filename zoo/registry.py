@@ -125,7 +125,8 @@ def config_of(net: nn.Module) -> Config:
 def replace_head(net: nn.Module, num_classes: int) -> nn.Module:
     """Puts a new classifier in the place of a network's own: linear, with random weights, on the same device.
 
-    The classifier is the last layer of ``net.head`` or, in torchvision's networks, ``net.fc``. All other weights stay,
+    The classifier is the last layer of ``net.head`` or, in torchvision's networks, ``net.fc``; that of an
+    :class:`~zoo.IUNet` is a convolution. All other weights stay,
     the batch norm of an i-RevNet's head among them.
 
     Args:
@@ -148,15 +149,17 @@ def replace_head(net: nn.Module, num_classes: int) -> nn.Module:
     head = getattr(net, "head", None)
     parent, key = (head, str(len(head) - 1)) if isinstance(head, nn.Sequential) else (net, "fc")
     old = getattr(parent, key, None)
+    make: Callable[..., nn.Module] | None = getattr(net, "classifier", None)
     channels = old.in_features if isinstance(old, nn.Linear) else getattr(net, "feature_channels", None)
-    if not isinstance(old, nn.Linear | nn.Identity) or not isinstance(channels, int):
+    known = isinstance(old, nn.Linear | nn.Identity) or (make is not None and isinstance(old, nn.Module))
+    if not known or not isinstance(channels, int):
         rule = "a network with a linear classifier in head[-1] or fc"
-        raise ValueError(f"zoo.replace_head: expected {rule}, got a {type(net).__name__}.")  # noqa: TRY004
+        raise ValueError(f"zoo.replace_head: expected {rule}, got a {type(net).__name__}.")
     new: nn.Module = nn.Identity()
     if num_classes:
         like = next(net.parameters())
-        new = nn.Linear(channels, num_classes, device=like.device, dtype=like.dtype)
-    setattr(parent, key, new.train(old.training))
+        new = (make or nn.Linear)(channels, num_classes, device=like.device, dtype=like.dtype)
+    setattr(parent, key, new.train(parent.training))
     if hasattr(net, "num_classes"):
         net.__dict__["num_classes"] = num_classes
     config: Config | None = net.__dict__.get(_CONFIG)
