@@ -48,7 +48,12 @@ THIN = {
 MODELS = sorted(name for name, builder in _builders.items() if builder.__module__.startswith("zoo."))
 INVERTIBLE = [name for name in MODELS if name not in CARDS or CARDS[name].inverse != "none"]
 
+LARGE = ["resnet101", "revnet104"]  # and as resnet50 and revnet56 are
+
 every_model = pytest.mark.parametrize("name", MODELS)
+every_model_with_values = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in MODELS]
+)
 
 
 def thin(name):
@@ -157,7 +162,7 @@ def trained(net, x, strategy):
     return {"logits": y.detach(), **grads, **{key: b.clone() for key, b in net.named_buffers()}}
 
 
-@every_model
+@every_model_with_values
 def test_a_training_step_leaves_the_same_behind_whatever_is_kept(name):
     options, x = thin(name)
     net, x = randomize(zoo.create(name, **options), 0.01).double(), x.double()
@@ -173,7 +178,7 @@ def test_a_training_step_leaves_the_same_behind_whatever_is_kept(name):
         assert net.drift is not None or not isinstance(strategy, Reconstruct)
 
 
-@every_model
+@every_model_with_values
 def test_it_goes_through_copies_pickling_and_files(name, tmp_path):
     options, x = thin(name)
     net = zoo.create(name, **options)
@@ -181,6 +186,7 @@ def test_it_goes_through_copies_pickling_and_files(name, tmp_path):
     for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):  # noqa: S301
         assert_same(net, again)
     again = from_pretrained(save_pretrained(net, tmp_path))
+    (tmp_path / "model.safetensors").unlink()  # up to 100 MB, which pytest would keep
     assert_same(net, again)
     with torch.no_grad():
         assert torch.equal(again.eval()(x), net.eval()(x))
