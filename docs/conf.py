@@ -26,7 +26,9 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS)]
 
 import invertible  # noqa: E402
+import zoo  # noqa: E402
 from invertible.testing import LAWS  # noqa: E402
+from zoo.cards import HEADER, cells  # noqa: E402
 
 project = "invertible"
 version = release = invertible.__version__
@@ -106,6 +108,13 @@ def rebase_links(app: Sphinx, path: Path, document: str, content: list[str]) -> 
     content[0] = content[0].replace("](CONTRIBUTING.md", "](docs/contributing.md")  # it has a page here
     code_or_link = r"(?s)```.*?```|`[^`]*`|\]\((?!\w+:|#)"
     content[0] = re.sub(code_or_link, lambda m: m[0] + "../" if m[0] == "](" else m[0], content[0])
+
+
+def insert_cards(app: Sphinx, document: str, content: list[str]) -> None:
+    """Writes the table of the zoo's models, from their cards."""
+    if document == "zoo":
+        rows = [HEADER, ["---"] * len(HEADER), *map(cells, zoo.names())]
+        content[0] = content[0].replace("<!-- cards -->", "\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 
 def with_alias(text: str, write: object) -> str:
@@ -200,6 +209,7 @@ def setup(app: Sphinx) -> None:
     app.connect("config-inited", compile_inventories, priority=100)  # before intersphinx reads its mapping
     app.connect("config-inited", remove_stale_pages)
     app.connect("include-read", rebase_links)
+    app.connect("source-read", insert_cards)
     app.connect("autodoc-process-signature", process_signature)
     app.connect("autodoc-process-bases", process_bases)
     app.connect("autodoc-process-docstring", process_docstring, priority=400)  # before napoleon

@@ -103,8 +103,9 @@ REFUSALS = {
     "ResNet: expected floating-point images, got dtype torch.uint8. Scale them: x / 255.": (
         lambda: zoo.resnet_small()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     ),
-    "ResNet: num_classes must be at least 1, got 0.": lambda: zoo.resnet_small(num_classes=0),
-    "resnet50: num_classes must be at least 1, got -1.": lambda: zoo.resnet50(num_classes=-1),
+    "ResNet: num_classes must be at least 0, got -1.": lambda: zoo.resnet_small(num_classes=-1),
+    "ResNet: in_channels must be at least 1, got 0.": lambda: zoo.resnet_small(in_channels=0),
+    "resnet50: num_classes must be at least 0, got -1.": lambda: zoo.resnet50(num_classes=-1),
     "IRevNet: dropout must be at least 0 and less than 1, got 1.": lambda: zoo.irevnet_cifar(dropout=1),
     "IRevNet: height and width must be divisible by 4, got a tensor of shape (2, 3, 30, 32).": (
         lambda: zoo.irevnet_cifar()(torch.zeros(2, 3, 30, 32))

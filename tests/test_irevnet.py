@@ -29,6 +29,7 @@ from invertible import (
 PARAMETERS = [
     ("irevnet_b", {}, 29_201_092),
     ("irevnet_b", {"kernel_sizes": (3, 3, 3)}, 125_120_356),
+    ("irevnet_small", {}, 1_246_048),
     ("irevnet_a", {}, 180_999_016),
     ("irevnet_a", {"split_channels": 96}, 48_352_360),
     ("irevnet_a", {"split_channels": 96, "kernel_sizes": (3, 3, 3)}, 199_033_960),
@@ -89,6 +90,39 @@ def test_sizes_on_the_meta_device(name):
     assert net(x).shape == (2, net.num_classes)
     assert net.inverse(features).shape == x.shape
     assert net.body.bijective == (padded == 1)
+
+
+@pytest.mark.parametrize("name", ["irevnet_a", "irevnet_b", "irevnet_small"])
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_images_of_other_channels_keep_the_map(name, channels):
+    net = meta(name, in_channels=channels)
+    x = torch.empty(2, channels, 64, 64, device="meta")
+    features = net.features(x)
+    assert net.inverse(features).shape == x.shape
+    assert net.body.bijective == (features.numel() == x.numel()) == (name != "irevnet_a")
+
+
+def test_the_weights_of_a_have_the_same_shapes_for_any_channels():
+    shapes = [{key: t.shape for key, t in meta("irevnet_a", in_channels=n).state_dict().items()} for n in (1, 3, 12)]
+    assert shapes[0] == shapes[1] == shapes[2]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_other_channels_come_back(channels):
+    net = zoo.create("irevnet_small", in_channels=channels, num_classes=2).double().eval()
+    x = torch.rand(2, channels, 32, 48, dtype=torch.float64)
+    torch.testing.assert_close(net.inverse(net.features(x)), x)
+
+
+def test_without_a_classifier_the_network_returns_what_it_would_see():
+    whole = zoo.create("irevnet_small", num_classes=3).eval()
+    net = zoo.create("irevnet_small", num_classes=0).eval()
+    net.load_state_dict({key: t for key, t in whole.state_dict().items() if not key.startswith("head.4.")})
+    x = torch.rand(2, 3, 32, 32)
+    assert net(x).shape == (2, net.feature_channels)
+    torch.testing.assert_close(whole.head[-1](net(x)), whole(x))
+    net.grid = "exact"
+    torch.testing.assert_close(whole.head[-1](net(x)), whole(x))
 
 
 def test_parameters_are_registered_in_the_order_in_which_data_meets_them():
@@ -288,15 +322,24 @@ REFUSALS = {
         net.inverse(torch.zeros(1, 3, 32, 32))
     ),
     "IRevNet: inverse expects the tensor of net.features(x), got tuple.": lambda net: net.inverse((1, 2)),
-    "IRevNet: num_classes must be at least 1, got 0.": lambda net: zoo.create("irevnet_small", num_classes=0),
+    "IRevNet: num_classes must be at least 0, got -1.": lambda net: zoo.create("irevnet_small", num_classes=-1),
+    "IRevNet: in_channels must be at least 1, got 0.": lambda net: zoo.create("irevnet_small", in_channels=0),
+    "IRevNet: pooled features have no inverse, got a tensor of shape (2, 768). The image comes back from "
+    "net.features(x).": lambda net: zoo.create("irevnet_small", num_classes=0).inverse(torch.zeros(2, 768)),
+    "IRevNet: expected images of shape (batch, 1, height, width), got a tensor of shape (2, 3, 32, 32).": lambda net: (
+        zoo.create("irevnet_small", in_channels=1)(torch.zeros(2, 3, 32, 32))
+    ),
+    "PadSplit(208, 192): out_channels must be at least in_channels, got 192 for 208.": (
+        lambda net: zoo.irevnet_a(in_channels=13)
+    ),
     "IRevNet: kernel_sizes must be three odd numbers, got (1, 2, 1).": lambda net: zoo.irevnet_b(
         kernel_sizes=(1, 2, 1)
     ),
     "zoo.create: unknown model 'irevnet_c'; there are irevnet_a, irevnet_b, irevnet_cifar, irevnet": lambda net: (
         zoo.create("irevnet_c")
     ),
-    "zoo.create: irevnet_b has no option 'classes'; it has num_classes, kernel_sizes.": lambda net: zoo.create(
-        "irevnet_b", classes=3
+    "zoo.create: irevnet_b has no option 'classes'; it has num_classes, in_channels, kernel_sizes, dim": lambda net: (
+        zoo.create("irevnet_b", classes=3)
     ),
     "zoo.register: the name 'irevnet_a' is taken.": lambda net: zoo.register(zoo.irevnet_a),
 }

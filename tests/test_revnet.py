@@ -325,7 +325,8 @@ REFUSALS = {
         lambda net: net(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     ),
     "RevNet: expected a tensor of images, got an object of type tuple.": lambda net: net((torch.zeros(1),)),
-    "RevNet: num_classes must be at least 1, got 0.": lambda net: zoo.revnet56(num_classes=0),
+    "RevNet: num_classes must be at least 0, got -1.": lambda net: zoo.revnet56(num_classes=-1),
+    "RevNet: in_channels must be at least 1, got 0.": lambda net: zoo.revnet56(in_channels=0),
     "RevNet: units must be at least 1 in each stage, and 2 in one, got (1, 1, 1).": (
         lambda net: thin(bottleneck=True, units=(1, 1, 1))
     ),
@@ -340,7 +341,9 @@ REFUSALS = {
     "backprop must be Store(), Recompute(), Reconstruct(), Budget(bytes) or None, got 'store'.": (
         lambda net: setattr(net, "backprop", "store")
     ),
-    "zoo.create: revnet56 has no option 'units'; it has num_classes.": lambda net: zoo.create("revnet56", units=3),
+    "zoo.create: revnet56 has no option 'units'; it has num_classes, in_channels.": lambda net: zoo.create(
+        "revnet56", units=3
+    ),
 }
 
 

@@ -1,29 +1,41 @@
 """Networks assembled from invertible layers, their recipes, data and analyses."""
 
+from zoo.cards import card
 from zoo.irevnet import Bottleneck, IRevNet, irevnet_a, irevnet_b, irevnet_cifar, irevnet_small
 from zoo.network import ReversibleNetwork
-from zoo.registry import create, names, register
+from zoo.registry import Config, config_of, create, names, register, replace_head
 from zoo.resnet import Residual, ResidualUnit, ResNet, Shortcut, resnet50, resnet101, resnet_small
 from zoo.revnet import RevNet, Stage, Transition, revnet38, revnet56, revnet104, revnet110, revnet164
+from zoo.unet import IUNet, iunet
+from zoo.vit import MLP, Attention, RevViT, revvit_s
 
 __all__ = [
+    "MLP",
+    "Attention",
     "Bottleneck",
+    "Config",
     "IRevNet",
+    "IUNet",
     "ResNet",
     "Residual",
     "ResidualUnit",
     "RevNet",
+    "RevViT",
     "ReversibleNetwork",
     "Shortcut",
     "Stage",
     "Transition",
+    "card",
+    "config_of",
     "create",
     "irevnet_a",
     "irevnet_b",
     "irevnet_cifar",
     "irevnet_small",
+    "iunet",
     "names",
     "register",
+    "replace_head",
     "resnet50",
     "resnet101",
     "resnet_small",
@@ -32,4 +44,5 @@ __all__ = [
     "revnet104",
     "revnet110",
     "revnet164",
+    "revvit_s",
 ]

@@ -1,24 +1,56 @@
-"""``python -m zoo`` lists the models: parameters and whether they are bijective, counted on the meta device."""
+"""``python -m zoo`` lists the models, and ``python -m zoo NAME`` prints all that is known of one."""
 
+import argparse
+import dataclasses
 import sys
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 import zoo
+from zoo.cards import HEADER, cells
+from zoo.weights import WEIGHTS
 
 
-def main() -> int:
-    """Prints the table."""
-    table = Table("model", "parameters", "bijective", "what it is")
-    for name in zoo.names():
-        with torch.device("meta"):
-            net = zoo.create(name)
-        bijective = "-" if not isinstance(net, zoo.IRevNet) else "yes" if net.body.bijective else "no"
-        summary = (getattr(zoo, name).__doc__ or "").splitlines()[0]
-        table.add_row(name, f"{sum(p.numel() for p in net.parameters()):,}", bijective, summary)
-    Console().print(table)
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the table or a card, and returns the exit code: 0, or 2 if there is no such model."""
+    parser = argparse.ArgumentParser(prog="python -m zoo", description="Lists the models of the zoo.")
+    parser.add_argument("name", nargs="?", help="print all that is known of this one; *, ? and [] select some")
+    options = parser.parse_args(arguments)
+    found = zoo.names(options.name or "*")
+    if not found:
+        print(f"error: no model {options.name!r}; there are {', '.join(zoo.names())}", file=sys.stderr)
+        return 2
+    console = Console(highlight=False)
+    if found == [options.name]:
+        return print_card(console, options.name)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, title in enumerate(HEADER):
+        table.add_column(title, justify="left" if i in {0, 4} else "right", overflow="fold")
+    for name in found:
+        table.add_row(*cells(name))
+    console.print(table)
+    console.print("GFLOP of one image's forward pass; top-1 error as reported, and as measured here", soft_wrap=True)
+    return 0
+
+
+def print_card(console: Console, name: str) -> int:
+    """Prints a card, or says that there is none."""
+    try:
+        card = zoo.card(name)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    lines = {key: str(value) for key, value in dataclasses.asdict(card).items() if isinstance(value, str)}
+    lines |= {"parameters": f"{card.parameters:,}", "flops": f"{card.flops:,}", "size": f"{card.size} pixels"}
+    lines["reported"] = "\n".join(map(str, card.reported)) or "-"
+    lines["measured"] = "\n".join(map(str, card.measured)) or "not run"
+    lines["recipe"] = card.recipe or "-"
+    lines["weights"] = ", ".join(each.tag for each in WEIGHTS.values() if each.model == name) or "none"
+    table = Table.grid(padding=(0, 2))
+    for field in [*(each.name for each in dataclasses.fields(card)), "weights"]:
+        table.add_row(field, lines[field])
+    console.print(table)
     return 0
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from invertible.backprop import Strategy
@@ -11,7 +12,7 @@ from zoo.building import build
 from zoo.irevnet import IRevNet
 from zoo.run import BACKPROP, GRIDS, Run
 
-__all__ = ["Cost", "Size", "costs", "size_of"]
+__all__ = ["Cost", "Size", "costs", "flops_of", "size_of"]
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,29 @@ def size_of(run: Run, num_classes: int) -> Size:
     size = run.recipe.size
     with torch.device("meta"):
         net = build(run.recipe, num_classes=num_classes).eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net(torch.empty(1, 3, size, size))
     parameters = sum(p.numel() for p in net.parameters())
     copies = 3 + (run.recipe.ema_decay is not None)
-    return Size(parameters, counter.get_total_flops(), 4 * copies * parameters)
+    return Size(parameters, flops_of(net, size), 4 * copies * parameters)
+
+
+@torch.no_grad()
+def flops_of(net: nn.Module, size: int) -> int:
+    """Floating-point operations of the forward pass of one image, see :attr:`Size.flops`.
+
+    Args:
+        net: in ``eval`` mode, on the device ``"meta"``.
+        size: of the image, in pixels.
+
+    Example:
+        >>> import zoo
+        >>> with torch.device("meta"):
+        ...     net = zoo.create("irevnet_small").eval()
+        >>> flops_of(net, 32)
+        6180864
+    """
+    with FlopCounterMode(display=False) as counter:
+        net(torch.empty(1, 3, size, size, device="meta"))
+    return counter.get_total_flops()
 
 
 def costs(run: Run, num_classes: int) -> Iterator[tuple[str, Cost]]:

@@ -6,11 +6,15 @@ from contextlib import contextmanager
 
 from invertible import DriftError, InexactInverseError, StreamRangeError
 
-__all__ = ["DivergedError", "InputError", "diverging", "reason"]
+__all__ = ["DivergedError", "InputError", "WeightsError", "diverging", "reason"]
 
 
 class InputError(ValueError):
     """Something that a user gave is wrong; the message is one line that says what. Commands exit with code 2."""
+
+
+class WeightsError(InputError):
+    """Weights cannot be had, are not what they should be, or do not fit the network. Nothing was loaded."""
 
 
 class DivergedError(InputError):

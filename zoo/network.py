@@ -10,39 +10,65 @@ from torch import Tensor, nn
 
 from invertible import Budget, Grid, Sequential
 from invertible.backprop import Strategy
+from zoo._dimensions import AVERAGE, BATCH_NORM, INPUT, SIZES, SIZES_IN_PROSE
 
-__all__ = ["ReversibleNetwork", "check_images"]
+__all__ = ["ReversibleNetwork", "check_images", "pooling_head"]
 
 
-def check_images(who: str, x: Tensor, *, size_divisor: int, total_stride: int, training: bool) -> None:
-    """Refuses what is no batch of images for a network.
+def check_images(
+    who: str,
+    x: Tensor,
+    *,
+    in_channels: int,
+    size_divisor: int,
+    total_stride: int,
+    training: bool,
+    dimensions: int = 2,
+) -> None:
+    """Refuses what is no batch of images for a network; of signals in one dimension, or of volumes in three.
 
     Args:
         who: the network's name, for the message.
         x: what it was given.
+        in_channels: how many channels an image has.
         size_divisor: what height and width must be divisible by, in pixels.
         total_stride: pixels from one value of its last stage to the next.
         training: whether it is in training mode, in which batch norm must see two values at least.
+        dimensions: the number of spatial ones.
 
     Raises:
         TypeError: if it is not a floating-point tensor.
         ValueError: if it has another shape, or in training mode a single value would be left of it.
     """
+    image, sizes = INPUT[dimensions], SIZES_IN_PROSE[dimensions]
     if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"{who}: expected a tensor of images, got an object of type {type(x).__name__}.")
+        raise TypeError(f"{who}: expected a tensor of {image}s, got an object of type {type(x).__name__}.")
     shape = tuple(x.shape)
-    if len(shape) != 4 or shape[1] != 3:
-        raise ValueError(f"{who}: expected images of shape (batch, 3, height, width), got a tensor of shape {shape}.")
+    if len(shape) != 2 + dimensions or shape[1] != in_channels:
+        rule = f"expected {image}s of shape (batch, {in_channels}, {SIZES[dimensions]})"
+        raise ValueError(f"{who}: {rule}, got a tensor of shape {shape}.")
     if any(size % size_divisor or not size for size in shape[2:]):
         rule = f"be divisible by {size_divisor}" if size_divisor > 1 else "not be 0"
-        raise ValueError(f"{who}: height and width must {rule}, got a tensor of shape {shape}.")
+        raise ValueError(f"{who}: {sizes} must {rule}, got a tensor of shape {shape}.")
     if training and shape[0] == 1 and all(size <= total_stride for size in shape[2:]):
         raise ValueError(
             f"{who}: in training mode batch norm needs more than one value per channel in the last stage, "
-            f"got a tensor of shape {shape}. Take a larger batch or image, or net.eval()."
+            f"got a tensor of shape {shape}. Take a larger batch or {image}, or net.eval()."
         )
     if not x.is_floating_point():
-        raise TypeError(f"{who}: expected floating-point images, got dtype {x.dtype}. Scale them: x / 255.")
+        fix = " Scale them: x / 255." if dimensions == 2 else " Convert them: x.float()."
+        raise TypeError(f"{who}: expected floating-point {image}s, got dtype {x.dtype}.{fix}")
+
+
+def pooling_head(channels: int, num_classes: int, dimensions: int = 2) -> nn.Sequential:
+    """Batch norm, ReLU, global average, and a linear classifier; with 0 classes none."""
+    return nn.Sequential(
+        BATCH_NORM[dimensions](channels),
+        nn.ReLU(),
+        AVERAGE[dimensions](1),
+        nn.Flatten(),
+        nn.Linear(channels, num_classes) if num_classes else nn.Identity(),
+    )
 
 
 class ReversibleNetwork(nn.Module, abc.ABC):
@@ -52,13 +78,19 @@ class ReversibleNetwork(nn.Module, abc.ABC):
     """
 
     num_classes: int
-    """Of the head."""
+    """Of the head; 0: it has no classifier, and the network returns pooled features."""
+    in_channels: int
+    """Of the images."""
+    feature_channels: int
+    """Of the last values, which the head sees."""
     size_divisor: int
     """What height and width must be divisible by, in pixels."""
     total_stride: int
     """Pixels from one value of the last stage to the next."""
+    dimensions: int = 2
+    """The number of spatial ones: 1 for signals, 2 for images, 3 for volumes."""
     head: nn.Sequential
-    """What makes logits of the last values."""
+    """What makes logits, or pooled features, of the last values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +160,15 @@ class ReversibleNetwork(nn.Module, abc.ABC):
 
     def _check_image(self, x: Tensor) -> None:
         who = next(kind.__name__ for kind in type(self).__mro__ if not kind.__name__.startswith("FSDP"))
-        check_images(who, x, size_divisor=self.size_divisor, total_stride=self.total_stride, training=self.training)
+        check_images(
+            who,
+            x,
+            in_channels=self.in_channels,
+            size_divisor=self.size_divisor,
+            total_stride=self.total_stride,
+            training=self.training,
+            dimensions=self.dimensions,
+        )
 
     def _dtype(self) -> torch.dtype:
         """That of the head, which is none of the grid."""

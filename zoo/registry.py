@@ -1,20 +1,37 @@
-"""Models by name."""
+"""Models by name, and what they are after they were built: their name and options, and their classifier."""
 
+import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
-__all__ = ["create", "names", "register"]
+from zoo.weights import Weights, fetch, load_weights, weights_of
+
+__all__ = ["Config", "config_of", "create", "names", "register", "replace_head"]
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
 _builders: dict[str, Callable[..., nn.Module]] = {}
 
+_CONFIG = "zoo_config"  # an attribute of the network: it goes through deepcopy, pickling and FSDP
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a network was built from."""
+
+    model: str
+    """A name of :func:`zoo.names`."""
+    options: Mapping[str, Any]
+    """Those of the builder, with those that were not given."""
+
 
 def register(builder: Builder) -> Builder:
-    """Makes a builder known by its function's name.
+    """Makes a builder known by its function's name, and lets what it builds remember name and options.
 
     Raises:
         ValueError: if the name is taken.
@@ -22,24 +39,48 @@ def register(builder: Builder) -> Builder:
     name = builder.__name__
     if name in _builders:
         raise ValueError(f"zoo.register: the name {name!r} is taken.")
-    _builders[name] = builder
-    return builder
+    signature = inspect.signature(builder)
+
+    @functools.wraps(builder)
+    def build(*arguments: Any, **options: Any) -> nn.Module:
+        net = builder(*arguments, **options)
+        given = signature.bind(*arguments, **options)
+        given.apply_defaults()
+        net.__dict__[_CONFIG] = Config(name, given.arguments)
+        return net
+
+    _builders[name] = build
+    return cast("Builder", build)
 
 
-def names() -> list[str]:
-    """Returns the names of all models, sorted."""
-    return sorted(_builders)
+def names(pattern: str = "*") -> list[str]:
+    """Returns the names of all models that match a pattern, sorted.
+
+    Args:
+        pattern: as a shell's: ``*`` stands for any letters, ``?`` for one, ``[ab]`` for one of these.
+
+    Example:
+        >>> names("irevnet_?")
+        ['irevnet_a', 'irevnet_b']
+    """
+    return sorted(name for name in _builders if fnmatchcase(name, pattern))
 
 
-def create(name: str, **options: Any) -> nn.Module:
+def create(name: str, *, weights: str | Weights | None = None, **options: Any) -> nn.Module:
     """Builds a model by its name.
+
+    With ``weights`` the options are, where not given, those that the weights were trained with. If ``num_classes`` is
+    another number, the classifier is new, with random weights, and all the rest is loaded.
 
     Args:
         name: one of :func:`names`.
+        weights: which weights to download and load, by their tag in :data:`zoo.weights.WEIGHTS`, or an entry of your
+            own; ``None``: random ones.
         options: those of the builder, such as ``num_classes``.
 
     Raises:
         ValueError: if there is no such model, or it has no such option.
+        WeightsError: if it has no such weights, they cannot be had, or they do not fit.
 
     Example:
         >>> net = create("irevnet_small", num_classes=7)
@@ -52,4 +93,76 @@ def create(name: str, **options: Any) -> nn.Module:
     known = inspect.signature(builder).parameters
     if unknown := options.keys() - known:
         raise ValueError(f"zoo.create: {name} has no option {sorted(unknown)[0]!r}; it has {', '.join(known)}.")
-    return builder(**options)
+    if weights is None:
+        return builder(**options)
+    entry = weights_of(name, weights)
+    num_classes = options.pop("num_classes", None)
+    net = builder(**{**entry.options, **options})
+    load_weights(net, fetch(entry))
+    if num_classes not in {None, config_of(net).options.get("num_classes")}:
+        replace_head(net, num_classes)
+    return net
+
+
+def config_of(net: nn.Module) -> Config:
+    """Returns the name and the options that a network of the zoo was built from.
+
+    Raises:
+        ValueError: if it was not built by a model's builder, or is wrapped in another module.
+
+    Example:
+        >>> config = config_of(create("irevnet_small", num_classes=7))
+        >>> config.model, config.options["num_classes"]
+        ('irevnet_small', 7)
+    """
+    config = net.__dict__.get(_CONFIG)
+    if config is None:
+        rule = "a network built by zoo.create, or the one inside of a wrapper such as DDP"
+        raise ValueError(f"zoo.config_of: expected {rule}, got a {type(net).__name__}.")
+    return config
+
+
+def replace_head(net: nn.Module, num_classes: int) -> nn.Module:
+    """Puts a new classifier in the place of a network's own: linear, with random weights, on the same device.
+
+    The classifier is the last layer of ``net.head`` or, in torchvision's networks, ``net.fc``; that of an
+    :class:`~zoo.IUNet` is a convolution. All other weights stay,
+    the batch norm of an i-RevNet's head among them.
+
+    Args:
+        net: a network of the zoo; it is changed.
+        num_classes: with 0 there is no classifier, and the network returns pooled features.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        ValueError: if the number is negative, or the network has no such layer.
+
+    Example:
+        >>> net = replace_head(create("irevnet_small", num_classes=10), 3)
+        >>> net(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 3])
+    """
+    if num_classes < 0:
+        raise ValueError(f"zoo.replace_head: num_classes must be at least 0, got {num_classes}.")
+    head = getattr(net, "head", None)
+    parent, key = (head, str(len(head) - 1)) if isinstance(head, nn.Sequential) else (net, "fc")
+    old = getattr(parent, key, None)
+    make: Callable[..., nn.Module] | None = getattr(net, "classifier", None)
+    channels = old.in_features if isinstance(old, nn.Linear) else getattr(net, "feature_channels", None)
+    known = isinstance(old, nn.Linear | nn.Identity) or (make is not None and isinstance(old, nn.Module))
+    if not known or not isinstance(channels, int):
+        rule = "a network with a linear classifier in head[-1] or fc"
+        raise ValueError(f"zoo.replace_head: expected {rule}, got a {type(net).__name__}.")
+    new: nn.Module = nn.Identity()
+    if num_classes:
+        like = next(net.parameters())
+        new = (make or nn.Linear)(channels, num_classes, device=like.device, dtype=like.dtype)
+    setattr(parent, key, new.train(parent.training))
+    if hasattr(net, "num_classes"):
+        net.__dict__["num_classes"] = num_classes
+    config: Config | None = net.__dict__.get(_CONFIG)
+    if config is not None:
+        net.__dict__[_CONFIG] = Config(config.model, {**config.options, "num_classes": num_classes})
+    return net

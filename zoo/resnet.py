@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from zoo.network import check_images
+from zoo.network import check_images, pooling_head
 from zoo.registry import register
 
 __all__ = ["ResNet", "Residual", "ResidualUnit", "Shortcut", "resnet50", "resnet101", "resnet_small"]
@@ -37,11 +37,15 @@ def resnet101(*, num_classes: int = 1000) -> nn.Module:
 
 
 def _torchvisions(name: str, num_classes: int) -> nn.Module:
-    if num_classes < 1:
-        raise ValueError(f"{name}: num_classes must be at least 1, got {num_classes}.")
+    if num_classes < 0:
+        raise ValueError(f"{name}: num_classes must be at least 0, got {num_classes}.")
     from torchvision import models  # slow to import, and only these two need it
 
-    return getattr(models, name)(num_classes=num_classes)
+    net = getattr(models, name)(num_classes=num_classes or 1)
+    net.feature_channels = net.fc.in_features
+    if not num_classes:
+        net.fc = nn.Identity()
+    return net
 
 
 class Residual(nn.Sequential):
@@ -146,11 +150,12 @@ class ResNet(nn.Module):
         units: the number of :class:`ResidualUnit` of each stage; every stage but the first halves height and width.
         channels: of each stage; the stem has those of the first.
         stem_stride: of the first convolution, in pixels.
-        num_classes: of the head.
+        num_classes: of the head; with 0 it has no classifier, and ``net(x)`` returns pooled features.
+        in_channels: of the images.
 
     Shape:
-        - Input: ``(batch, 3, height, width)``, floating point; height and width divisible by ``size_divisor``
-        - Output: logits ``(batch, num_classes)``
+        - Input: ``(batch, in_channels, height, width)``, floating point; height and width divisible by ``size_divisor``
+        - Output: logits ``(batch, num_classes)``, or pooled features ``(batch, feature_channels)``
 
     Raises:
         TypeError: if the input is not a floating-point tensor.
@@ -161,15 +166,25 @@ class ResNet(nn.Module):
         torch.Size([2, 10])
     """
 
-    def __init__(self, units: Sequence[int], channels: Sequence[int], *, stem_stride: int, num_classes: int) -> None:
+    def __init__(
+        self,
+        units: Sequence[int],
+        channels: Sequence[int],
+        *,
+        stem_stride: int,
+        num_classes: int,
+        in_channels: int = 3,
+    ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"ResNet: num_classes must be at least 1, got {num_classes}.")
-        self.num_classes = num_classes
+        if num_classes < 0:
+            raise ValueError(f"ResNet: num_classes must be at least 0, got {num_classes}.")
+        if in_channels < 1:
+            raise ValueError(f"ResNet: in_channels must be at least 1, got {in_channels}.")
+        self.num_classes, self.in_channels = num_classes, in_channels
         self.size_divisor = self.total_stride = stem_stride * 2 ** (len(units) - 1)
         width = channels[0]
         self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, stem_stride, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+            nn.Conv2d(in_channels, width, 3, stem_stride, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )
         self.units = nn.Sequential()
         for stage, (count, out) in enumerate(zip(units, channels, strict=True)):
@@ -178,24 +193,27 @@ class ResNet(nn.Module):
                 self.units.append(ResidualUnit(width, out, stride=stride, first=not len(self.units)))
                 width = out
         self.feature_channels = width
-        self.head = nn.Sequential(
-            nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)
-        )
+        self.head = pooling_head(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the logits."""
+        """Returns the logits; without a classifier, the pooled features."""
         return self.head(self.features(x))
 
     def features(self, x: Tensor) -> Tensor:
         """Returns the last value before the head: ``(batch, feature_channels, height, width)``."""
         check_images(
-            "ResNet", x, size_divisor=self.size_divisor, total_stride=self.total_stride, training=self.training
+            "ResNet",
+            x,
+            in_channels=self.in_channels,
+            size_divisor=self.size_divisor,
+            total_stride=self.total_stride,
+            training=self.training,
         )
         return self.units(self.stem(x))
 
 
 @register
-def resnet_small(*, num_classes: int = 1000) -> ResNet:
+def resnet_small(*, num_classes: int = 1000, in_channels: int = 3) -> ResNet:
     """A ResNet for images of 32 by 32 pixels, such as the embedded digits, to compare ``irevnet_small`` with.
 
     It is ResNet-32, 15 units of 16, 32 and 64 channels, except that the first convolution has stride 2, so that its
@@ -208,4 +226,4 @@ def resnet_small(*, num_classes: int = 1000) -> ResNet:
         >>> sum(p.numel() for p in resnet_small(num_classes=10).parameters())
         464154
     """
-    return ResNet((5, 5, 5), (16, 32, 64), stem_stride=2, num_classes=num_classes)
+    return ResNet((5, 5, 5), (16, 32, 64), stem_stride=2, num_classes=num_classes, in_channels=in_channels)

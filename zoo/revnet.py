@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from invertible import Coupling, Sequential
 from zoo.irevnet import Bottleneck
-from zoo.network import ReversibleNetwork
+from zoo.network import ReversibleNetwork, pooling_head
 from zoo.registry import register
 from zoo.resnet import Residual, Shortcut
 
@@ -170,12 +170,13 @@ class RevNet(ReversibleNetwork):
             bottleneck.
         strides: of the first unit of each stage, in pixels.
         bottleneck: whether residual functions are a :class:`Bottleneck`, or a :class:`Residual`.
-        num_classes: of the head.
+        num_classes: of the head; with 0 it has no classifier, and ``net(x)`` returns pooled features.
+        in_channels: of the images.
 
     Shape:
-        - Input: ``(batch, 3, height, width)``, floating point; height and width divisible by ``size_divisor``: without
-          bottlenecks the stride of the stages, otherwise 1
-        - Output: logits ``(batch, num_classes)``
+        - Input: ``(batch, in_channels, height, width)``, floating point; height and width divisible by
+          ``size_divisor``: without bottlenecks the stride of the stages, otherwise 1
+        - Output: logits ``(batch, num_classes)``, or pooled features ``(batch, feature_channels)``
 
     Raises:
         TypeError: if the input is not a floating-point tensor.
@@ -200,14 +201,15 @@ class RevNet(ReversibleNetwork):
         strides: Sequence[int],
         bottleneck: bool,
         num_classes: int,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"RevNet: num_classes must be at least 1, got {num_classes}.")
+        if num_classes < 0:
+            raise ValueError(f"RevNet: num_classes must be at least 0, got {num_classes}.")
         if min(units) < 1 or max(units) < 2:
             rule = "units must be at least 1 in each stage, and 2 in one"
             raise ValueError(f"RevNet: {rule}, got {tuple(units)}.")
-        self.num_classes = num_classes
+        self.num_classes, self.in_channels = num_classes, in_channels
         self.total_stride = stem_stride * math.prod(strides)
         self.size_divisor = 1 if bottleneck else self.total_stride
         self.stem = stem
@@ -218,9 +220,7 @@ class RevNet(ReversibleNetwork):
             self.stages.append(Stage(width // 2, out // 2, **options))
             width = out
         self.feature_channels = width
-        self.head = nn.Sequential(
-            nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)
-        )
+        self.head = pooling_head(width, num_classes)
         self._channels, self._strides = tuple(channels), tuple(strides)
 
     @property
@@ -229,7 +229,7 @@ class RevNet(ReversibleNetwork):
         return [stage.body for stage in self._stages() if len(stage.body)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the logits."""
+        """Returns the logits; without a classifier, the pooled features."""
         return self.head(self.features(x))
 
     def features(self, x: Tensor) -> Tensor:
@@ -254,15 +254,16 @@ class RevNet(ReversibleNetwork):
         return weights
 
 
-def _imagenet(units: Sequence[int], num_classes: int) -> RevNet:
-    stem = nn.Sequential(
-        nn.Conv2d(3, 128, 7, 2, padding=3, bias=False),
-        nn.BatchNorm2d(128),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 2, padding=1),
-    )
+def _stem(in_channels: int, channels: int, *, kernel_size: int, stride: int = 1) -> nn.Sequential:
+    if in_channels < 1:
+        raise ValueError(f"RevNet: in_channels must be at least 1, got {in_channels}.")
+    convolution = nn.Conv2d(in_channels, channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())
+
+
+def _imagenet(units: Sequence[int], num_classes: int, in_channels: int) -> RevNet:
     return RevNet(
-        stem,
+        _stem(in_channels, 128, kernel_size=7, stride=2).append(nn.MaxPool2d(3, 2, padding=1)),
         128,
         stem_stride=4,
         units=units,
@@ -270,13 +271,13 @@ def _imagenet(units: Sequence[int], num_classes: int) -> RevNet:
         strides=(1, 2, 2, 2),
         bottleneck=True,
         num_classes=num_classes,
+        in_channels=in_channels,
     )
 
 
-def _cifar(units: int, channels: Sequence[int], *, bottleneck: bool, num_classes: int) -> RevNet:
-    stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+def _cifar(units: int, channels: Sequence[int], *, bottleneck: bool, num_classes: int, in_channels: int) -> RevNet:
     return RevNet(
-        stem,
+        _stem(in_channels, 32, kernel_size=3),
         32,
         stem_stride=1,
         units=[units] * 3,
@@ -284,11 +285,12 @@ def _cifar(units: int, channels: Sequence[int], *, bottleneck: bool, num_classes
         strides=(1, 2, 2),
         bottleneck=bottleneck,
         num_classes=num_classes,
+        in_channels=in_channels,
     )
 
 
 @register
-def revnet56(*, num_classes: int = 1000) -> RevNet:
+def revnet56(*, num_classes: int = 1000, in_channels: int = 3) -> RevNet:
     """The RevNet of the i-RevNet paper's Table 1: 9 units of two bottlenecks, 27,553,128 parameters with 1000 classes.
 
     A stem of 128 filters, then 2, 2, 3 and 2 units with 512, 1024, 2048 and 3328 channels over both streams. Table 1
@@ -304,48 +306,48 @@ def revnet56(*, num_classes: int = 1000) -> RevNet:
         ...     sum(p.numel() for p in revnet56().parameters())
         27553128
     """
-    return _imagenet((2, 2, 3, 2), num_classes)
+    return _imagenet((2, 2, 3, 2), num_classes, in_channels)
 
 
 @register
-def revnet104(*, num_classes: int = 1000) -> RevNet:
+def revnet104(*, num_classes: int = 1000, in_channels: int = 3) -> RevNet:
     """The deeper RevNet for ImageNet: 2, 2, 11 and 2 units, 45,428,072 parameters with 1000 classes.
 
     Otherwise like :func:`revnet56`. Its code's README reports an error of 23.10 % on ImageNet.
 
     Source: Gomez et al., 2017, https://arxiv.org/abs/1707.04585, and ``resnet/configs/imagenet_configs.py`` of its code
     """
-    return _imagenet((2, 2, 11, 2), num_classes)
+    return _imagenet((2, 2, 11, 2), num_classes, in_channels)
 
 
 @register
-def revnet38(*, num_classes: int = 10) -> RevNet:
+def revnet38(*, num_classes: int = 10, in_channels: int = 3) -> RevNet:
     """The smallest RevNet for CIFAR: 3, 3, 3 units of two 3 by 3 residual functions, 464,890 parameters.
 
     32, 64 and 112 channels over both streams. 7 of the 9 units are reversible.
 
     Source: Gomez et al., 2017, https://arxiv.org/abs/1707.04585, and ``resnet/configs/cifar_configs.py`` of its code
     """
-    return _cifar(3, (32, 64, 112), bottleneck=False, num_classes=num_classes)
+    return _cifar(3, (32, 64, 112), bottleneck=False, num_classes=num_classes, in_channels=in_channels)
 
 
 @register
-def revnet110(*, num_classes: int = 10) -> RevNet:
+def revnet110(*, num_classes: int = 10, in_channels: int = 3) -> RevNet:
     """A RevNet for CIFAR: 9, 9, 9 units of two 3 by 3 residual functions, 1,729,194 parameters.
 
     32, 64 and 128 channels over both streams. 25 of the 27 units are reversible.
 
     Source: as for :func:`revnet38`
     """
-    return _cifar(9, (32, 64, 128), bottleneck=False, num_classes=num_classes)
+    return _cifar(9, (32, 64, 128), bottleneck=False, num_classes=num_classes, in_channels=in_channels)
 
 
 @register
-def revnet164(*, num_classes: int = 10) -> RevNet:
+def revnet164(*, num_classes: int = 10, in_channels: int = 3) -> RevNet:
     """A RevNet for CIFAR: 9, 9, 9 units of two bottlenecks, 1,748,778 parameters.
 
     128, 256 and 512 channels over both streams: 32, 64 and 128 times 4. 24 of the 27 units are reversible.
 
     Source: as for :func:`revnet38`
     """
-    return _cifar(9, (128, 256, 512), bottleneck=True, num_classes=num_classes)
+    return _cifar(9, (128, 256, 512), bottleneck=True, num_classes=num_classes, in_channels=in_channels)

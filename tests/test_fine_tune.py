@@ -1,0 +1,86 @@
+"""The example that fine-tunes: it runs, learns, leaves a frozen body alone, and takes both kinds of folder."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import zoo
+from zoo.pretrained import from_pretrained
+
+ROOT = Path(__file__).parents[1]
+SHORT = ["--device", "cpu", "--pretrain-epochs", "1", "--epochs", "2", "--frozen-epochs", "1", "--images", "4"]
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("fine_tune", ROOT / "examples" / "fine_tune.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_demonstration_and_then_images_of_ones_own(example, folder, capsys):
+    assert example.main(SHORT) == 0
+    out = capsys.readouterr().out
+    assert "digits 0 to 4, 723 images to learn from: top-1 " in out
+    assert "digits 5 to 9, 20 images to learn from:" in out
+    found = [float(x) for x in re.findall(r"top-1 ([\d.]+) %", out)]
+    assert len(found) == 3
+    assert found[0] > 30  # of five classes, after one epoch
+    net = from_pretrained(folder / "runs" / "fine_tune")
+    assert net.num_classes == 5
+    pretrained = from_pretrained(folder / "runs" / "fine_tune" / "pretrained")
+    assert any(not torch.equal(a, b) for a, b in zip(net.body.parameters(), pretrained.body.parameters(), strict=True))
+    # All epochs frozen: weights and statistics of the body stay, those of the head do not.
+    own = [
+        "--data",
+        "runs/data/digits",
+        "--weights",
+        "runs/fine_tune/pretrained",
+        "--output",
+        "mine",
+        "--device",
+        "cpu",
+    ]
+    assert example.main([*own, "--epochs", "1", "--frozen-epochs", "1"]) == 0
+    assert capsys.readouterr().out.endswith("saved in mine\n")
+    before, after = load_file("runs/fine_tune/pretrained/model.safetensors"), load_file("mine/model.safetensors")
+    assert {key for key in before if before[key].shape != after[key].shape} == {"head.4.weight", "head.4.bias"}
+    for key in before:
+        assert torch.equal(before[key], after[key]) == key.startswith("body"), key
+
+
+def test_what_a_user_gets_wrong(example, folder, capsys):
+    (folder / "tree" / "train" / "a").mkdir(parents=True)
+    for arguments, words in (
+        (["--data", "nowhere"], "error: no such folder: nowhere"),
+        (["--data", "tree"], "error: no images in tree/train for the class a"),
+        (
+            ["--device", "cpu", "--data", "runs/data/digits", "--weights", "none"],
+            "error: zoo.from_pretrained: no such f",
+        ),
+        (["--device", "cpu", "--data", "runs/data/digits", "--model", "x"], "error: zoo.create: unknown model 'x'"),
+    ):
+        if "runs/data/digits" in arguments:
+            example.open_data(None)
+        assert example.main(arguments) == 2
+        assert capsys.readouterr().err.startswith(words)
+    with pytest.raises(example.InputError, match="Linear has no body to freeze; take an i-RevNet"):
+        example.prepared(torch.nn.Linear(1, 1), None, torch.device("cpu"))
+
+
+def test_the_network_of_a_run_is_taken(example, folder, monkeypatch):
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    net = zoo.create("irevnet_small", num_classes=2)
+    monkeypatch.setattr(example, "load_net", lambda path, device: (net, path))
+    assert example.loaded(folder / "run", torch.device("cpu")) is net

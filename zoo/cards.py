@@ -1,0 +1,235 @@
+"""What is known of each model: one card per model, kept true by ``tests/test_cards.py``."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["CARDS", "Card", "TopOne", "card"]
+
+
+@dataclass(frozen=True)
+class TopOne:
+    """A top-1 error that somebody measured."""
+
+    error: float
+    """In percent."""
+    source: str
+    """Where it stands, and of what."""
+
+    def __str__(self) -> str:
+        return f"{self.error} % ({self.source})"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A model, with the options that it has if none are given."""
+
+    name: str
+    source: str
+    """The paper or code that it is built from, with a link."""
+    parameters: int
+    flops: int
+    """Floating-point operations of one image's forward pass, in matrix products and convolutions; a multiplication and
+    an addition are two. Counted by torch's ``FlopCounterMode``."""
+    size: int
+    """Height and width of that image, in pixels."""
+    inverse: Literal["bijective", "injective", "none"]
+    """Of the map from the image to ``net.features(image)``; injective: the inverse is a left inverse."""
+    reported: tuple[TopOne, ...] = ()
+    """Errors as the source reports them."""
+    measured: tuple[TopOne, ...] = ()
+    """Errors as they were measured here; none: not run."""
+    recipe: str | None = None
+    """How it is trained: a name in :data:`zoo.recipes.RECIPES`."""
+    licence: str = "MIT"
+    """Of the code."""
+
+
+def _errors(errors: tuple[TopOne, ...], otherwise: str) -> str:
+    found = [each.error for each in errors]
+    return f"{min(found)}" + (f"–{max(found)}" if len(found) > 1 else "") if found else otherwise
+
+
+def cells(model: str) -> tuple[str, ...]:
+    """A row of the table of models: those of :data:`HEADER`, as text; of a model without a card its name."""
+    if model not in CARDS:
+        return (model, *["-"] * (len(HEADER) - 1))
+    each = CARDS[model]
+    figures = (f"{each.parameters:,}", f"{each.flops / 1e9:,.3g}", f"{each.size}", each.inverse)
+    return (model, *figures, _errors(each.reported, "-"), _errors(each.measured, "not run"))
+
+
+HEADER = ("model", "parameters", "GFLOP", "pixels", "inverse", "error, %", "here")
+"""Of the table: forward pass of one image of so many pixels; top-1 error as reported, and as measured here."""
+
+_IREVNET = "Jacobsen et al., 2018, https://arxiv.org/abs/1802.07088"
+_REVNET = "Gomez et al., 2017, https://arxiv.org/abs/1707.04585"
+_RESNET = "He et al., 2015, https://arxiv.org/abs/1512.03385"
+_REVNET_README = "README of https://github.com/renmengye/revnet-public (5486f61)"
+_REVVIT = "Mangalam et al., 2022, https://arxiv.org/abs/2302.04869"
+_TABLE_1 = "ImageNet, Table 1 of the i-RevNet paper, https://arxiv.org/abs/1802.07088"
+_README = "README of https://github.com/jhjacobsen/pytorch-i-revnet (61b4b49), kernel_sizes=(3, 3, 3)"
+
+CARDS: dict[str, Card] = {
+    each.name: each
+    for each in (
+        Card(
+            name="irevnet_a",
+            source=f"section 3.2 and Table 1 of {_IREVNET}",
+            parameters=180_999_016,
+            flops=21_960_720_384,
+            size=224,
+            inverse="injective",
+            reported=(TopOne(24.7, "ImageNet, Table 1"),),
+            recipe="paper_irevnet_a",
+        ),
+        Card(
+            name="irevnet_b",
+            source=f"section 3.2 and Table 1 of {_IREVNET}",
+            parameters=29_201_092,
+            flops=6_113_140_224,
+            size=224,
+            inverse="bijective",
+            reported=(TopOne(26.7, "ImageNet, Table 1"), TopOne(26.0, f"ImageNet, {_README}")),
+            recipe="paper_irevnet_b",
+        ),
+        Card(
+            name="irevnet_small",
+            source=f"our own, for 32 by 32 pixels, after {_IREVNET}",
+            parameters=1_246_048,
+            flops=6_180_864,
+            size=32,
+            inverse="bijective",
+            measured=tuple(
+                TopOne(error, f"embedded digits, num_classes=10, seed {seed}, docs/training.md")
+                for seed, error in enumerate((0.28, 0.85, 0.56))
+            ),
+            recipe="digits",
+        ),
+        Card(
+            name="irevnet_cifar",
+            source="CIFAR_main.py and models/iRevNet.py of https://github.com/jhjacobsen/pytorch-i-revnet (9a93eb5)",
+            parameters=6_274_826,
+            flops=985_606_144,
+            size=32,
+            inverse="injective",
+            reported=(TopOne(5.5, "CIFAR-10, its README: an accuracy of about 94.5 %"),),
+        ),
+        Card(
+            name="iunet",
+            source="Etmann, Ke and Schönlieb, 2020, https://arxiv.org/abs/2005.05220; sizes are our own",
+            parameters=3_137_410,
+            flops=19_344_130_048,
+            size=256,
+            inverse="injective",
+        ),
+        Card(
+            name="revvit_s",
+            source=f"Rev-ViT-S of {_REVVIT}",
+            parameters=22_434_664,
+            flops=9_148_821_504,
+            size=224,
+            inverse="none",
+            reported=(
+                TopOne(20.1, "ImageNet, README of https://github.com/facebookresearch/SlowFast/tree/main/projects/rev"),
+            ),
+        ),
+        Card(
+            name="revnet38",
+            source=f"Table 1 of {_REVNET}",
+            parameters=464_890,
+            flops=154_462_400,
+            size=32,
+            inverse="none",
+        ),
+        Card(
+            name="revnet110",
+            source=f"Table 1 of {_REVNET}",
+            parameters=1_729_194,
+            flops=506_661_376,
+            size=32,
+            inverse="none",
+        ),
+        Card(
+            name="revnet164",
+            source=f"Table 1 of {_REVNET}",
+            parameters=1_748_778,
+            flops=500_377_600,
+            size=32,
+            inverse="none",
+        ),
+        Card(
+            name="revnet56",
+            source=f"Table 2 of {_REVNET}",
+            parameters=27_553_128,
+            flops=8_901_857_280,
+            size=224,
+            inverse="none",
+            reported=(TopOne(25.2, _TABLE_1),),
+        ),
+        Card(
+            name="revnet104",
+            source=_REVNET,
+            parameters=45_428_072,
+            flops=15_889_567_744,
+            size=224,
+            inverse="none",
+            reported=(TopOne(23.10, f"ImageNet, {_REVNET_README}"),),
+        ),
+        Card(
+            name="resnet50",
+            source=f"{_RESNET}, as torchvision has it",
+            parameters=25_557_032,
+            flops=8_178_368_512,
+            size=224,
+            inverse="none",
+            reported=(TopOne(24.7, _TABLE_1),),
+            licence="BSD-3-Clause (torchvision)",
+        ),
+        Card(
+            name="resnet101",
+            source=f"{_RESNET}, as torchvision has it",
+            parameters=44_549_160,
+            flops=15_602_810_880,
+            size=224,
+            inverse="none",
+            reported=(TopOne(23.01, f"ImageNet, of the ResNet-101 in the {_REVNET_README}"),),
+            licence="BSD-3-Clause (torchvision)",
+        ),
+        Card(
+            name="resnet_small",
+            source="resnet-32 of https://github.com/renmengye/revnet-public (5486f61), with a stride of our own",
+            parameters=528_504,
+            flops=34_558_976,
+            size=32,
+            inverse="none",
+            measured=(
+                TopOne(
+                    0.56,
+                    "embedded digits, num_classes=10, one seed, 30 epochs of the recipe digits: "
+                    "examples/imagenet_irevnet.py --model resnet_small",
+                ),
+            ),
+        ),
+    )
+}
+"""All cards by model."""
+
+
+def card(name: str) -> Card:
+    """Returns what is known of a model.
+
+    Args:
+        name: one of :func:`zoo.names`.
+
+    Raises:
+        ValueError: if there is no card for it.
+
+    Example:
+        >>> card("irevnet_b").parameters
+        29201092
+        >>> str(card("irevnet_b").reported[0])
+        '26.7 % (ImageNet, Table 1)'
+    """
+    if name not in CARDS:
+        raise ValueError(f"zoo.card: there is no card for {name!r} in zoo/cards.py; there are {', '.join(CARDS)}.")
+    return CARDS[name]
