@@ -10,9 +10,11 @@ processes that it starts. The same command goes on with a run that was cut off.
 import argparse
 import dataclasses
 import json
+import math
 import os
 import shlex
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--compile", action="store_true", default=None, help="compile the functions of the blocks")
     how.add_argument("--deterministic", action="store_true", default=None, help="the same bits each time, on a GPU too")
     how.add_argument(
-        "--workers", type=_count, metavar="N", help="processes that read images (default: one per core but one, to 8)"
+        "--workers", type=_workers, metavar="N", help="processes that read images (default: one per core but one, to 8)"
     )
     how.add_argument("--max-bad", type=_share, metavar="X", help="share of unreadable images that ends (default 0.001)")
     how.add_argument(
@@ -139,6 +141,10 @@ def main(arguments: list[str] | None = None) -> int:
                 return failed(error) if world.first_to_say(str(error)) else 2
     except (InputError, OSError) as error:  # a full disk, a folder that is a file, a name that is too long
         return failed(error)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        return failed(InputError("a process that reads images was killed; go on with fewer --workers"))  # at any line
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -163,8 +169,22 @@ def train(given: dict[str, Any], world: World, console: Console | None) -> int:
     if run.recipe.threads:
         torch.set_num_threads(run.recipe.threads)
     if "dry_run" in given:
-        return dry_run(run, tell)
+        return dry_run(run, world, tell)
     trainer = Trainer(run, folder, world=world)
+    with closing(trainer.books):
+        return carried_out(trainer, given, console)
+
+
+def carried_out(trainer: Trainer, given: dict[str, Any], console: Console | None) -> int:
+    """Does what is asked for with a run, and says so in the main process."""
+    run, folder = trainer.run, trainer.folder
+
+    def tell(line: str) -> None:
+        if console is not None:
+            say(console, line)
+
+    if "evaluate" not in given:
+        trainer.claim()
     restored = given.get("resume") != "never" and trainer.restore(say=tell)
     if "evaluate" in given and not restored:
         raise InputError(f"no checkpoint in {folder}: nothing to evaluate")
@@ -179,7 +199,9 @@ def train(given: dict[str, Any], world: World, console: Console | None) -> int:
         with stopping() as trainer.stop:
             if "evaluate" not in given:
                 trainer.fit(reporter)
-            report(trainer, reporter)
+            cells = report(trainer, reporter)
+            if "evaluate" not in given:
+                trainer.finish(cells)
     except (Interrupted, Terminated, KeyboardInterrupt) as stop:
         if console is not None:
             print(stopped(trainer, stop), file=sys.stderr)
@@ -187,9 +209,10 @@ def train(given: dict[str, Any], world: World, console: Console | None) -> int:
     return 0
 
 
-def dry_run(run: Any, tell: Any) -> int:
+def dry_run(run: Any, world: World, tell: Any) -> int:
     """Says what the run is, and what it takes."""
-    data = open_data(run.data)
+    with world.main_first():
+        data = open_data(run.data)
     recipe, classes = run.recipe, len(data.classes)
     per_epoch = steps_in_epoch(len(data.training), recipe.batch_size, world=run.world_size, parts=run.accumulate)
     total = steps(recipe, per_epoch=per_epoch)
@@ -225,8 +248,8 @@ def memory_of(device: torch.device) -> int:
     raise InputError("--dry-run can't tell how much memory is free here; on Linux it can")
 
 
-def report(trainer: Trainer, reporter: Reporter) -> None:
-    """Evaluates, inverts, and prints the table."""
+def report(trainer: Trainer, reporter: Reporter) -> dict[str, str]:
+    """Evaluates, inverts, prints the table, and returns what is in it."""
     result = trainer.evaluate()
     cells = {
         "top-1 accuracy": f"{result.top1:.2f} %",
@@ -256,6 +279,7 @@ def report(trainer: Trainer, reporter: Reporter) -> None:
         cells |= {"inversion error ε": str(error).partition(";")[0]}
     reporter.table(f"{trainer.run.recipe.model}: {result.images} validation images", cells)
     reporter.say(f"{pictures}, model.safetensors and the rest are in {trainer.folder}")
+    return cells
 
 
 def invert(given: dict[str, Any], console: Console) -> int:
@@ -329,44 +353,41 @@ def stopped(trainer: Trainer, stop: BaseException) -> str:
     return f"stopped {kept}. Go on with:\n  {command}"
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+def _number(text: str, kind: type, low: float, high: float, rule: str) -> Any:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = math.nan
+    if not low <= number <= high:
+        raise argparse.ArgumentTypeError(f"must be {rule}, got {text}")
     return number
+
+
+def _positive(text: str) -> int:
+    return _number(text, int, 1, 2**63 - 1, "a whole number from 1 on")
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 2**63:
-        raise argparse.ArgumentTypeError(f"must not be negative nor above 2**63, got {text}")
-    return number
+    return _number(text, int, 0, 2**63 - 1, "a whole number from 0 on, below 2**63")
+
+
+def _workers(text: str) -> int:
+    return _number(text, int, 0, 1024, "a whole number from 0 to 1024")
 
 
 def _rate(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
-    return number
+    return _number(text, float, 1e-38, 1e38, "a positive number")
 
 
 def _share(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
-    return number
+    return _number(text, float, 0, 1, "a number between 0 and 1")
 
 
 def _bytes(text: str) -> int:
     """A number of bytes, or with K, M, G or T behind it: of kibibytes, and so on."""
     unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(text[-1:].upper(), 1)
-    try:
-        number = round(float(text if unit == 1 else text[:-1]) * unit)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number of bytes such as 20G, got {text}") from None
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return number
+    plain = text if unit == 1 else text[:-1]
+    return round(_number(plain, float, 1 / unit, 2**62 / unit, "a number of bytes such as 20G") * unit)
 
 
 if __name__ == "__main__":

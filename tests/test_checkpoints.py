@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, whatever happens; damaged ones are passed over."""
 
 import errno
+import json
 import os
 import shutil
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo import checkpoints
-from zoo.checkpoints import Checkpoint, Keep, load, names, save, write
+from zoo.checkpoints import Checkpoint, Keep, any_left, load, names, save, write
 from zoo.errors import InputError
 
 
@@ -66,6 +67,10 @@ def test_the_last_the_best_and_every_nth_stay(tmp_path_factory, steps, last, eve
     same(load(folder), checkpoint(steps[-1], average=False))
 
 
+def snapshot(folder):
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
 def damage(path, kind):
     content = path.read_bytes()
     if kind == "truncated":
@@ -84,27 +89,55 @@ def damage(path, kind):
 def test_a_damaged_one_is_passed_over_with_a_word(tmp_path, file, kind):
     for step in (1, 2, 3):
         save(tmp_path, checkpoint(step))
-    if (file, kind) == ("meta.json", "flipped"):
-        (tmp_path / "step_000000003" / file).write_text('{"step": 3, "files": {}}')
-    else:
-        damage(tmp_path / "step_000000003" / file, kind)
+    damage(tmp_path / "step_000000003" / file, kind)
+    before = snapshot(tmp_path)
     said = []
     same(load(tmp_path, say=said.append), checkpoint(2))
+    assert snapshot(tmp_path) == before  # a run that is alive may be at work there
+    same(load(tmp_path, owner=True, say=said.append), checkpoint(2))
+    assert said.pop() == said[0]
     assert len(said) == 1
     assert said[0].startswith(f"{tmp_path / 'step_000000003'} is damaged and passed over: ")
     with pytest.raises(InputError, match=r"cannot read .*damaged-step_000000003: "):
         load(tmp_path, "damaged-step_000000003")
     for step in (1, 2):
         damage(tmp_path / f"step_{step:09d}" / "state.pt", "empty")
-    with pytest.raises(InputError, match=r"no checkpoint in .*: all are damaged"):
-        load(tmp_path)
+    for _ in range(2):  # put aside, they still count: a restart must not begin anew without a word
+        assert any_left(tmp_path)
+        with pytest.raises(InputError, match=r"no checkpoint in .*: all are damaged"):
+            load(tmp_path, owner=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_bit_of_what_describes_it_can_flip_unnoticed(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("run")
+    save(folder, checkpoint(1))
+    path = save(folder, checkpoint(2)) / "meta.json"
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    meaning = json.loads(path.read_bytes())
+    path.write_bytes(content)
+    try:
+        harmless = json.loads(content) == meaning  # white space
+    except ValueError:
+        harmless = False
+    same(load(folder), checkpoint(2 if harmless else 1))
+
+
+def test_other_folders_are_no_checkpoints(tmp_path):
+    save(tmp_path, checkpoint(1))
+    shutil.copytree(tmp_path / "step_000000001", tmp_path / "step_000000001.bak")
+    save(tmp_path, checkpoint(2), keep=Keep(last=1, every=2))
+    assert names(tmp_path) == ["step_000000002"]
+    assert (tmp_path / "step_000000001.bak").is_dir()
 
 
 def test_a_run_that_went_back_counts_no_damaged_one(tmp_path):
     save(tmp_path, checkpoint(1), best=1)
     save(tmp_path, checkpoint(30))
     damage(tmp_path / "step_000000030" / "state.pt", "truncated")
-    same(load(tmp_path), checkpoint(1))
+    same(load(tmp_path, owner=True), checkpoint(1))
     save(tmp_path, checkpoint(2), keep=Keep(last=1))
     same(load(tmp_path), checkpoint(2))
     assert names(tmp_path) == ["step_000000001", "step_000000002"]
@@ -157,8 +190,11 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_one_before(tmp_path, monkeypa
                 done = True
             except Killed:
                 done = False
+        before = snapshot(folder)
         found = load(folder)
         same(found, checkpoint(found.step))
+        assert snapshot(folder) == before
+        same(load(folder, owner=True), checkpoint(found.step))
         save(folder, checkpoint(3), keep=Keep(last=1))  # and the next one gets through
         same(load(folder), checkpoint(3))
         assert not [path for path in folder.iterdir() if path.name.startswith(".")]

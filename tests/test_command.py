@@ -16,6 +16,7 @@ import subprocess
 import sys
 import termios
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,7 +173,7 @@ WRONG = [
     (["--budget", "20 GB"], "argument --budget: must be a number of bytes such as 20G, got 20 GB"),
     (["--budget", "1"], "error: Budget: Sequential needs "),
     (["--accumulate", "3"], "error: the batch size 64 can't be shared equally by 1 processes in 3 pieces each"),
-    (["--max-bad", "2"], "argument --max-bad: must be between 0 and 1, got 2"),
+    (["--max-bad", "2"], "argument --max-bad: must be a number between 0 and 1, got 2"),
     (["--curves", "nothing"], "error: no run in nothing: metrics.jsonl is missing"),
     (["--curves", "nothing", "--epochs", "1"], "error: --curves has no use for --epochs; drop it"),
     (["--device", "cuda:99"], "error: no device 'cuda:99' here: "),
@@ -184,7 +185,10 @@ WRONG = [
     (["--resume", "photo.png"], "error: cannot read photo.png/config.json: Not a directory"),
     (["--output", "photo.png"], "error: cannot write to photo.png: "),
     (["--output", "x" * 300], "error: "),
-    (["--seed", str(2**64)], "argument --seed: must not be negative nor above 2**63, got 18446744073709551616"),
+    (
+        ["--seed", str(2**64)],
+        "argument --seed: must be a whole number from 0 on, below 2**63, got 18446744073709551616",
+    ),
     (["--device", "meta"], "error: no device 'meta' here: "),
     (["--size", "16", "--batch-size", "1"], "error: irevnet_small needs a batch of two or more at size 16"),
     (["--invert", "photo.png", "--epochs", "1"], "error: --invert has no use for --epochs here; drop it"),
@@ -215,8 +219,8 @@ WRONG = [
     (["--resume", "two"], "error: two was trained by 2 processes, and now there is 1 process: the bits will be others"),
     (["--output", "other"], "error: cannot read other/config.json: "),
     (["--lr", "-1"], "argument --lr: must be a positive number, got -1"),
-    (["--epochs", "0"], "argument --epochs: must be at least 1, got 0"),
-    (["--seed", "-1"], "argument --seed: must not be negative nor above 2**63, got -1"),
+    (["--epochs", "0"], "argument --epochs: must be a whole number from 1 on, got 0"),
+    (["--seed", "-1"], "argument --seed: must be a whole number from 0 on, below 2**63, got -1"),
 ]
 
 
@@ -322,6 +326,10 @@ def test_the_same_command_goes_on_with_what_is_not_finished_and_then_begins_anew
     out = run(*options, cwd=tmp_path).stdout
     assert "run kept in runs/digits-irevnet_small-seed0, going on after step 5 of 10" in out
     assert "epoch 2/2" in out
+    (runs / "digits-irevnet_small-seed0" / "report.json").unlink()  # as if it had been stopped while it reported
+    out = run(*options, cwd=tmp_path).stdout
+    assert "run kept in runs/digits-irevnet_small-seed0, going on after step 10 of 10" in out
+    assert json.loads((runs / "digits-irevnet_small-seed0" / "report.json").read_text())["top-1 accuracy"] in out
     again = run(*options, cwd=tmp_path).stdout
     assert "run kept in runs/digits-irevnet_small-seed0-2\n" in again
     first, second = (runs / f"digits-irevnet_small-seed0{n}" / "model.safetensors" for n in ("", "-2"))
@@ -346,6 +354,20 @@ def test_allowed_changes_are_made_to_the_run_as_it_is(tmp_path):
     assert "recipe.epochs = 2\n" in out
     error = run("--resume", "run", "--batch-size", 1024, "--allow-change", cwd=tmp_path, code=2).stderr
     assert error == "error: the run in run is at step 5, beyond the 1 of these options\n"
+
+
+def test_what_is_not_asked_for_again_stays_where_changes_are_allowed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = {"output": Path("run"), "lr": 0.05, "seed": 5, "batch_size": 256}
+    run, folder = prepared(first, World())
+    folder.mkdir()
+    run.save(folder / "config.json")
+    said = []
+    again, _ = prepared({"output": Path("run"), "epochs": 2, "allow_change": True}, World(), said.append)
+    assert again == replace(run, recipe=replace(run.recipe, epochs=2))
+    assert said == ["going on with another configuration: epochs: 30, now 2"]
+    other, _ = prepared({"output": Path("run"), "recipe": "modern", "allow_change": True}, World(), said.append)
+    assert (other.recipe.name, other.seed) == ("modern", 0)
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path):

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import invertible as inv
 import zoo
-from zoo import plots, training
+from zoo import examining, plots, training
 from zoo.augment import Preparation
 from zoo.building import load_net
 from zoo.data import Batch, StepSampler
@@ -57,8 +57,10 @@ def fit(trainer, reporter=None):
     return trainer
 
 
-def resumed(folder, **changes):
+def resumed(folder, *, claimed=False, **changes):
     trainer = Trainer(dataclasses.replace(Run.load(folder / "config.json"), **changes), folder)
+    if claimed:  # and let go when it has been fit
+        trainer.claim()
     assert trainer.restore()
     return trainer
 
@@ -140,13 +142,13 @@ def test_an_interrupted_run_ends_with_the_same_bits(digits, tmp_path, recipe, nu
 def test_a_signal_during_the_evaluation_stops_it_and_nothing_is_lost(digits, tmp_path, monkeypatch):
     fit(Trainer(Run(SHORT, digits), tmp_path / "whole"))
     trainer = Trainer(Run(SHORT, digits), tmp_path / "cut")
-    real = training.evaluate
+    real = examining.evaluate
 
     def interrupting(net, batches, **options):
         signal.raise_signal(signal.SIGTERM)
         return real(net, batches, **options)
 
-    monkeypatch.setattr(training, "evaluate", interrupting)
+    monkeypatch.setattr(examining, "evaluate", interrupting)
     with pytest.raises(Terminated):
         fit(trainer)
     monkeypatch.undo()
@@ -165,7 +167,9 @@ def test_checkpoints_are_kept_as_asked(digits, tmp_path):
     assert (tmp_path / "checkpoints" / "best").read_text() == f"step_{best['step']:09d}"
     assert (trainer.best, trainer.best_step) == (best["top1"], best["step"])
     (tmp_path / "checkpoints" / "best").write_text("step_000000003")  # as a kill before it was written would leave it
-    resumed(tmp_path)
+    resumed(tmp_path)  # to evaluate, say, while another process has the run
+    assert (tmp_path / "checkpoints" / "best").read_text() == "step_000000003"
+    fit(resumed(tmp_path, claimed=True))
     assert (tmp_path / "checkpoints" / "best").read_text() == f"step_{best['step']:09d}"
 
 
@@ -186,7 +190,7 @@ def test_what_a_run_leaves_behind(digits, tmp_path):
     net = zoo.create("irevnet_small", num_classes=10)
     net.load_state_dict(load_file(tmp_path / "run" / "model.safetensors"))
     net.grid = "exact"
-    result = evaluate(net, trainer._validation_batches([]))
+    result = evaluate(net, ((x, labels) for x, labels, _ in trainer.examiner.batches([])))
     last = rows(tmp_path / "run", "validation")[-1]
     assert (result.top1, result.top5, result.loss) == (last["top1"], last["top5"], last["loss"])
     assert last["step"] == trainer.total == 10
@@ -312,8 +316,8 @@ def test_the_average_is_what_is_evaluated_and_inverted(digits, tmp_path):
     last = rows(tmp_path, "validation")[-1]
     assert trainer.evaluate().loss == last["ema_loss"] != last["loss"]
     before = {key: t.clone() for key, t in trainer.net.state_dict().items()}
-    with trainer.learner.averaged():
-        assert not torch.equal(trainer.net.head[-1].weight, before["head.4.weight"])
+    with trainer.learner.examined(average=True) as net:
+        assert not torch.equal(net.head[-1].weight, before["head.4.weight"])
     assert all(torch.equal(t, before[key]) for key, t in trainer.net.state_dict().items())
     net, _ = load_net(tmp_path, torch.device("cpu"))
     assert torch.equal(net.head[-1].weight, load_file(tmp_path / "ema.safetensors")["head.4.weight"])
@@ -321,7 +325,7 @@ def test_the_average_is_what_is_evaluated_and_inverted(digits, tmp_path):
 
 def test_the_pictures_are_the_first_of_each_class(digits, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(training.plots, "reconstructions", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(examining.plots, "reconstructions", lambda *arguments: drawn.append(arguments))
     recipe = dataclasses.replace(SHORT, grid="none", mean=(0.4, 0.4, 0.4), std=(0.3, 0.3, 0.3))
     trainer = Trainer(Run(recipe, digits), tmp_path)
     trainer.invert()
@@ -392,6 +396,39 @@ def test_two_runs_do_not_write_to_one_folder(digits, tmp_path):
     trainer = Trainer(Run(ONE_EPOCH, digits), tmp_path)
     fit(trainer, Second(None, total=trainer.total))
     assert [row["step"] for row in rows(tmp_path, "train")] == [2, 4, 5]
+
+
+def test_a_second_run_changes_nothing_in_the_folder_of_the_first(digits, tmp_path):
+    """It is refused before it puts aside what the first is writing; reading is no claim."""
+    first = Trainer(Run(ONE_EPOCH, digits), tmp_path)
+    first.claim()
+    first.save()
+    (tmp_path / "checkpoints" / ".partial-step_000000001").mkdir()  # as if it were saving
+    second = Trainer(Run(ONE_EPOCH, digits), tmp_path)
+    with pytest.raises(InputError, match=f"another run is writing to {tmp_path} now; wait, or take another"):
+        second.claim()
+    assert second.restore()
+    first.run.save(tmp_path / "config.json")
+    load_net(tmp_path, torch.device("cpu"))
+    assert (tmp_path / "checkpoints" / ".partial-step_000000001").is_dir()
+    first.books.close()
+
+
+def test_a_restart_of_a_run_whose_checkpoints_are_all_damaged_begins_nothing(digits, tmp_path):
+    fit(Trainer(Run(ONE_EPOCH, digits), tmp_path))
+    log = (tmp_path / "metrics.jsonl").read_bytes()
+    for path in (tmp_path / "checkpoints").glob("step_*/state.pt"):
+        path.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"no checkpoint in .*: all are damaged"):
+            resumed(tmp_path)
+    trainer = Trainer(Run(ONE_EPOCH, digits), tmp_path)
+    trainer.claim()
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"no checkpoint in .*: all are damaged"):
+            trainer.restore()
+    trainer.books.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == log
 
 
 def test_bad_validation_images_are_refused_or_counted(digits, tmp_path):
@@ -532,19 +569,25 @@ class Poison(torch.nn.Identity):
         return x
 
 
-@pytest.mark.parametrize("grid", ["none", "exact"])
-def test_a_step_without_a_finite_loss_is_not_taken(digits, tmp_path, grid):
+@pytest.mark.parametrize(("grid", "where"), [("none", "loss"), ("exact", "loss"), ("exact", "gradient")])
+def test_a_step_without_a_finite_loss_or_gradient_is_not_taken(digits, tmp_path, grid, where):
     """Nothing of it stays: weights, statistics, momentum and average are those of the step before."""
     run = Run(dataclasses.replace(SHORT, grid=grid, backprop="store", ema_decay=0.9), digits)
     trainer = Trainer(run, tmp_path)
     batches = trainer._batches()
     trainer.learner.step([next(batches)], 0.1, 1)
     trainer.learner.update_average()
-    trainer.net.body[3].function.append(Poison([1]))
+    if where == "loss":
+        trainer.net.body[3].function.append(Poison([1]))
+    else:
+        hook = trainer.net.head[-1].weight.register_hook(lambda gradient: gradient * math.nan)
     trainer.net.train()
     before = copy.deepcopy(trainer.learner.tensors())
     outcome = trainer.learner.step([next(batches)], 0.1, 2)
     assert not outcome.finite
+    if where == "gradient":
+        assert outcome.trouble == "it was, but not its gradient"
+        hook.remove()
     after = trainer.learner.tensors()
     statistics = [key for key in before[0] if "num_batches" not in key]
     assert all(torch.equal(before[0][key], after[0][key]) for key in statistics)

@@ -88,6 +88,34 @@ def test_two_processes_take_the_step_of_one(digits, tmp_path, parallel):
             torch.testing.assert_close(weights[key], t, rtol=1e-4, atol=1e-5)
 
 
+def examined(rank, run, folder, beyond):
+    trainer = Trainer(run, folder, world=one_of_two(rank))
+    if beyond and rank:
+        prepare = trainer.learner.prepare
+        trainer.learner.prepare = lambda images, draws=None: prepare(images, draws) * 1e6
+        trainer.learner.prepare.restored = prepare.restored
+    result = trainer.evaluate()
+    try:
+        return result, trainer.invert()
+    except DivergedError as error:
+        return result, str(error)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_processes_evaluate_batches_of_other_numbers(digits, tmp_path, parallel):
+    """One has two batches, the other one; and in one of them values leave the grid."""
+    run = Run(dataclasses.replace(ONE_EPOCH, batch_size=354), digits, world_size=2, parallel=parallel)
+    alone = Trainer(dataclasses.replace(run, world_size=1), tmp_path)
+    expected = alone.evaluate()
+    (first, error), (second, _) = on_two(examined, run, tmp_path, False)
+    assert first == second
+    assert (first.images, first.top1, first.top5) == (expected.images, expected.top1, expected.top5)
+    assert first.loss == pytest.approx(expected.loss)
+    assert error.maximum == 0
+    for _, words in on_two(examined, run, tmp_path, True):
+        assert "and the grid ends at 8192; try a lower --lr" in words
+
+
 class PoisonOne(torch.nn.Identity):
     def __init__(self, rank, at):
         super().__init__()

@@ -174,6 +174,20 @@ def test_sigterm_through_torchrun_saves(tmp_path):
     assert f"stopped after step {step} of 200" in out
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0, 0.5, 2])
+def test_sigterm_while_workers_are_started_saves(tmp_path, delay):
+    """The process that they are forked from imports PyTorch then, and torchrun's signal goes to it, too."""
+    process = start(2, tmp_path, "--epochs", 40)
+    wait_for(process, "run kept in run")
+    time.sleep(delay)
+    os.kill(process.pid, signal.SIGTERM)
+    out = process.communicate(timeout=120)[0]
+    assert "stopped after step" in out, out
+    assert "EOFError" not in out, out
+    assert checkpoints.names(tmp_path / "run" / "checkpoints")
+
+
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path):
     """A limit on the size of files stands for the disk: weights fit, the optimiser's state beside them does not."""
     finish(1, tmp_path, "--epochs", 1)

@@ -70,17 +70,32 @@ class Books:
         self._journals: list[Any] = []
         self._lock: IO[bytes] | None = None
 
-    def open(self, step: int) -> None:
-        """Begins to write: in the main process.
+    @property
+    def claimed(self) -> bool:
+        """Whether the folder is this run's alone: in the main process."""
+        return self._lock is not None
+
+    def claim(self) -> None:
+        """Takes the folder's lock, so that no other run writes to it; a process that ends, however, lets it go.
 
         Raises:
-            InputError: if the folder can't be written to.
+            InputError: if another run has it, or the folder can't be written to.
         """
-        if not self.world.main:
+        if self.claimed:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = self._locked()
+        except OSError as error:
+            raise InputError(f"cannot write to {self.folder}: {error}") from None
+
+    def open(self, step: int) -> None:
+        """Begins to write: in the main process, when the folder was claimed.
+
+        Raises:
+            InputError: if the folder can't be written to.
+        """
+        try:
             self.run.save(self.folder / "config.json", environment(self.device))
             self._journals = [Journal(self.folder / "metrics.jsonl", self._position)]
         except OSError as error:
@@ -89,11 +104,6 @@ class Books:
             self._journals.append(Board(self.folder / "tensorboard", step))
 
     def _locked(self) -> IO[bytes]:
-        """The folder's lock, so that no other run writes to it; a process that ends, however, lets it go.
-
-        Raises:
-            InputError: if another run has it.
-        """
         file = (self.folder / "lock").open("wb")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

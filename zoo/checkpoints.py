@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from zoo.errors import InputError, reason
 
-__all__ = ["Checkpoint", "Keep", "load", "mark_best", "name_of", "names", "save", "write"]
+__all__ = ["Checkpoint", "Keep", "any_left", "load", "mark_best", "name_of", "names", "save", "write"]
 
-_PREFIX, _PARTIAL, _OLD = "step_", ".partial-", ".old-"
+_PREFIX, _PARTIAL, _OLD, _DAMAGED = "step_", ".partial-", ".old-", "damaged-"
 _WEIGHTS, _AVERAGE, _STATE, _META = "model.safetensors", "ema.safetensors", "state.pt", "meta.json"
 
 
@@ -48,7 +49,15 @@ def names(folder: Path) -> list[str]:
     """The checkpoints in a folder, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in os.scandir(folder) if entry.name.startswith(_PREFIX) and entry.is_dir())
+    return sorted(entry.name for entry in os.scandir(folder) if _NAME.fullmatch(entry.name) and entry.is_dir())
+
+
+_NAME = re.compile(_PREFIX + r"\d{9}")
+
+
+def any_left(folder: Path) -> bool:
+    """Whether there is a checkpoint, or was one: damaged ones count, too."""
+    return bool(names(folder)) or any(folder.glob(f"{_DAMAGED}*")) or any(folder.glob(f"{_OLD}*"))
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, best: int | None = None, keep: Keep | None = None) -> Path:
@@ -100,34 +109,55 @@ def name_of(step: int) -> str:
     return f"{_PREFIX}{step:09d}"
 
 
-def load(folder: Path, name: str | None = None, *, say: Callable[[str], None] = lambda _: None) -> Checkpoint:
+def load(
+    folder: Path, name: str | None = None, *, owner: bool = False, say: Callable[[str], None] = lambda _: None
+) -> Checkpoint:
     """Reads the newest checkpoint that is whole; every file's checksum is compared.
-
-    One that is damaged is put aside, as ``damaged-step_N``, so that it never counts again.
 
     Args:
         folder: of all checkpoints of a run.
         name: of one of them, to read this one or none.
+        owner: whether nobody else writes to the folder. Then what a process that was killed has left is cleared away,
+            and one that is damaged is put aside, as ``damaged-step_N``, so that it never counts again. Otherwise
+            nothing is touched: a run that is alive may be at work there.
         say: is told of each that is damaged, and passed over.
 
     Raises:
         InputError: if there is none that is whole.
     """
-    if name is None:
+    if owner:
         _recover(folder)
-    found = names(folder) if name is None else [name]
-    for each in reversed(found):
+    found = _candidates(folder) if name is None else [folder / name]
+    for path in reversed(found):
         try:
-            return _read(folder / each)
+            return _read_alive(path)
         except Exception as error:  # noqa: BLE001
             # A damaged file fails in as many ways as there are bytes; a file that is there and can't be read, or a lack
             # of memory, says nothing about it.
             unreadable = isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError)
             if name is not None or unreadable:
-                raise InputError(f"cannot read {folder / each}: {reason(error)}") from None
-            say(f"{folder / each} is damaged and passed over: {reason(error)}")
-            _set_aside(folder / each)
-    raise InputError(f"no checkpoint in {folder}" + (": all are damaged" if found else ""))
+                raise InputError(f"cannot read {path}: {reason(error)}") from None
+            say(f"{path} is damaged and passed over: {reason(error)}")
+            if owner:
+                _set_aside(path)
+    damaged = found or any(folder.glob(f"{_DAMAGED}*"))
+    raise InputError(f"no checkpoint in {folder}" + (": all are damaged" if damaged else ""))
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """The checkpoints, oldest first; of one that was about to be replaced, what it was."""
+    found = {name: folder / name for name in names(folder)}
+    for old in folder.glob(f"{_OLD}*"):
+        found.setdefault(old.name.removeprefix(_OLD), old)
+    return [found[name] for name in sorted(found)]
+
+
+def _read_alive(path: Path) -> Checkpoint:
+    """Reads a checkpoint; once more, if a run has replaced it meanwhile."""
+    try:
+        return _read(path)
+    except Exception:  # noqa: BLE001 (it fails again if it is damaged)
+        return _read(path)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -146,7 +176,8 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
         save_file(_plain(checkpoint.average), folder / _AVERAGE)
     torch.save(dict(checkpoint.state), folder / _STATE)
     files = {path.name: _sums(path) for path in sorted(folder.iterdir())}
-    write(folder / _META, (json.dumps({"step": checkpoint.step, "files": files}, indent=2) + "\n").encode())
+    meta = {"step": checkpoint.step, "files": files}
+    write(folder / _META, (json.dumps({**meta, "crc32": _crc(meta)}, indent=2) + "\n").encode())
     for path in folder.iterdir():
         _sync(path)
     _sync(folder)
@@ -158,6 +189,8 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _read(folder: Path) -> Checkpoint:
     meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+    if meta.pop("crc32") != _crc(meta):
+        raise ValueError(f"{_META} is not what was written")
     for name, expected in meta["files"].items():
         if _sums(folder / name) != expected:
             raise ValueError(f"{name} is not what was written")
@@ -166,6 +199,10 @@ def _read(folder: Path) -> Checkpoint:
     average = load_file(folder / _AVERAGE) if _AVERAGE in meta["files"] else None
     state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
     return Checkpoint(meta["step"], load_file(folder / _WEIGHTS), average, state)
+
+
+def _crc(meta: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def _sums(path: Path) -> dict[str, int]:
@@ -199,7 +236,7 @@ def _recover(folder: Path) -> None:
 
 
 def _set_aside(path: Path) -> None:
-    aside = path.with_name(f"damaged-{path.name}")
+    aside = path.with_name(f"{_DAMAGED}{path.name}")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)

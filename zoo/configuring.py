@@ -85,7 +85,11 @@ def prepared(given: Mapping[str, Any], world: World, say: Callable[[str], None] 
     run = Run(recipe, world_size=world.size, **settings)
     if "output" in given:
         folder = Path(given["output"])
-        _refuse_other(run, folder, anew=resume == "never", allow=given.get("allow_change", False))
+        if _refuse_other(run, folder, anew=resume == "never", allow=given.get("allow_change", False)):
+            old = Run.load(folder / "config.json")
+            if given.get("recipe", old.recipe.name) == old.recipe.name:  # of another recipe all is taken
+                run = _with_changes(old, given, world)
+            say(f"going on with another configuration: {'; '.join(differences(old, run)) or 'none that matters'}")
         return run, folder
     base = Path("runs") / f"{recipe.name}-{recipe.model}-seed{run.seed}"
     unfinished = None if resume == "never" else _unfinished(base, run)
@@ -131,18 +135,17 @@ def _gone_on(folder: Path, given: Mapping[str, Any], world: World, say: Callable
             f"{folder} was trained by {_processes(old.world_size)}, and now there is {_processes(world.size)}: the "
             "bits will be others; --allow-change goes on"
         )
-    recipe = _changed(old.recipe, given, say)
-    settings = {key: given[key] for key in _RUN if key in given}
-    return dataclasses.replace(old, recipe=recipe, world_size=world.size, **settings)
+    return _with_changes(old, given, world, say)
 
 
 def _processes(count: int) -> str:
     return "1 process" if count == 1 else f"{count} processes"
 
 
-def _refuse_other(run: Run, folder: Path, *, anew: bool, allow: bool) -> None:
+def _refuse_other(run: Run, folder: Path, *, anew: bool, allow: bool) -> bool:
+    """Whether the folder holds a run of another configuration, which is to go on all the same."""
     if not (folder / "config.json").exists():
-        return
+        return False
     if anew:
         raise InputError(f"{folder} holds a run already; go on with it without --resume never, or choose another one")
     changed = differences(Run.load(folder / "config.json"), run)
@@ -151,6 +154,13 @@ def _refuse_other(run: Run, folder: Path, *, anew: bool, allow: bool) -> None:
             f"{folder} holds a run of another configuration ({'; '.join(changed)}); choose another --output, or add "
             "--allow-change to go on with it"
         )
+    return bool(changed)
+
+
+def _with_changes(old: Run, given: Mapping[str, Any], world: World, say: Callable[[str], None] = _silent) -> Run:
+    """The run as it was, with what is asked for."""
+    settings = {key: given[key] for key in _RUN if key in given}
+    return dataclasses.replace(old, recipe=_changed(old.recipe, given, say), world_size=world.size, **settings)
 
 
 def _unfinished(base: Path, run: Run) -> Path | None:
@@ -160,7 +170,7 @@ def _unfinished(base: Path, run: Run) -> Path | None:
         if not folder.exists():
             break
         last = folder
-    if last is None or not (last / "config.json").exists() or (last / "model.safetensors").exists():
+    if last is None or not (last / "config.json").exists() or (last / "report.json").exists():
         return None
     try:
         old = Run.load(last / "config.json")

@@ -82,6 +82,8 @@ def rows_of(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not all(isinstance(row, dict) and "kind" in row for row in rows):
+            raise ValueError("a line is no row of a run")
     except FileNotFoundError:
         raise InputError(f"no run in {folder}: {path.name} is missing") from None
     except (OSError, ValueError) as error:

@@ -1,13 +1,17 @@
 """A network and its optimiser: one step of training, the average of the weights, and all of it as tensors."""
 
+import dataclasses
+import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import get_total_norm
 from torch.utils._pytree import tree_map
 
 from invertible import StreamRangeError
@@ -30,7 +34,7 @@ class Outcome:
     sums: Tensor
     """Of the loss, of the hits of the largest logit, and the number of images: float64, on the device."""
     finite: bool
-    """Whether the loss was finite in all processes; otherwise nothing was learnt, and nothing has changed."""
+    """Whether the loss was finite in all processes, and its gradient; otherwise nothing was learnt or has changed."""
     drift: float | None
     """How far off reconstructed values were."""
     trouble: str = ""
@@ -48,7 +52,7 @@ class Learner:
     """
 
     def __init__(self, run: Run, num_classes: int, device: torch.device, world: World) -> None:
-        self.run, self.device, self.world = run, device, world
+        self.run, self.device, self.world, self._num_classes = run, device, world, num_classes
         torch.manual_seed(run.seed)
         self.net = configure(build(run.recipe, num_classes=num_classes), run, device)
         self.prepare = Preparation(run.recipe)
@@ -85,8 +89,18 @@ class Learner:
                 return self._abandoned()
             sums += counted
             drifts += self._drift()
+        if not self._finite_gradients():
+            return self._abandoned()
         self.optimizer.step()
         return Outcome(sums, finite=True, drift=max(drifts, default=None))
+
+    def _finite_gradients(self) -> bool:
+        """Whether the gradients are finite, which all processes have the same of: a loss that is may have others."""
+        norm = get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None], math.inf)
+        finite = bool((norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite())
+        if not finite:
+            self._trouble = "it was, but not its gradient"
+        return finite
 
     def _learn(self, part: Batch, share: float) -> Tensor | None:
         """Adds the gradients of a part, and returns what is counted; ``None`` if a process' loss is not finite."""
@@ -123,7 +137,9 @@ class Learner:
         except StreamRangeError as error:
             self._trouble = f"the activations reach {error.peak:.0e}, and the grid ends at {error.limit:g}"
             if self.world.size > 1 and self.run.parallel == "fsdp":
-                raise  # its parameters are gathered now, and only the next layer would let them go
+                # Its parameters are gathered now, only the next layer would let them go, and the others wait for it.
+                rule = f"{self._trouble} {self._at}, and FSDP can't skip a step"
+                raise DivergedError(f"{rule}; try a lower --lr, --grid none or --parallel ddp") from None
             return None
         except ValueError as error:
             if self.run.budget is None:
@@ -188,18 +204,27 @@ class Learner:
                 self.average[key].copy_(t)
 
     @contextmanager
-    def averaged(self) -> Generator[None]:
-        """Puts the average in the place of the weights."""
-        if self.average is None:
-            yield
-            return
+    def examined(self, *, average: bool) -> Generator[nn.Module]:
+        """A network to evaluate, which processes need not call equally often: this one, or of shards a whole copy.
+
+        With ``average`` it has the average of the weights, if there is one.
+        """
         own = self.net.state_dict()
-        before = {key: t.clone() for key, t in own.items()}
-        try:
-            _copy(own, self.average)
-            yield
-        finally:
-            _copy(own, before)
+        wanted = self.average if average and self.average is not None else own
+        if any(isinstance(t, DTensor) for t in own.values()):
+            run = dataclasses.replace(self.run, parallel="ddp")
+            copy = configure(build(run.recipe, num_classes=self._num_classes), run, self.device)
+            _copy(copy.state_dict(), whole(wanted))
+            yield copy
+        elif wanted is own:
+            yield self.net
+        else:
+            before = {key: t.clone() for key, t in own.items()}
+            try:
+                _copy(own, wanted)
+                yield self.net
+            finally:
+                _copy(own, before)
 
     def equalise(self) -> None:
         """Gives the networks of all processes, and their averages, the same statistics: those of the main one."""

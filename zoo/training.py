@@ -1,18 +1,15 @@
 """Trains a network by a recipe: resumable to the bit, and reported in a folder of its own."""
 
-import dataclasses
-import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import save as serialized
 
 from zoo import checkpoints, plots
 from zoo.books import Books
@@ -22,19 +19,18 @@ from zoo.data import (
     Batch,
     Samples,
     StepSampler,
-    batches_of,
     evaluation_transform,
     loader,
     open_data,
     training_transform,
 )
-from zoo.data.order import seed_of, share, steps_in_epoch
+from zoo.data.order import seed_of, steps_in_epoch
 from zoo.distributed import World
 from zoo.environment import changes, environment
 from zoo.errors import InputError
-from zoo.evaluation import Evaluation, evaluate
-from zoo.inversion import InversionError, invert_batches, relative_errors
-from zoo.irevnet import IRevNet
+from zoo.evaluation import Evaluation
+from zoo.examining import Examiner, read
+from zoo.inversion import InversionError
 from zoo.journal import rows_of
 from zoo.learner import Learner
 from zoo.progress import Reporter
@@ -42,10 +38,13 @@ from zoo.run import Run
 from zoo.schedule import learning_rate, steps
 from zoo.stopping import FAILED, INTERRUPTED, Interrupted, Stop, Terminated
 
-__all__ = ["CHECKPOINTS", "Trainer"]
+__all__ = ["CHECKPOINTS", "REPORT", "Trainer"]
 
 CHECKPOINTS = "checkpoints"
 """The folder of the checkpoints in that of a run."""
+
+REPORT = "report.json"
+"""What is there when all is done, and evaluated."""
 
 
 class Trainer:
@@ -94,6 +93,7 @@ class Trainer:
         """When that was."""
         self.stop = Stop()
         """Whether the run is to end: see :func:`zoo.stopping.stopping`."""
+        self.examiner = Examiner(run, self.learner, self.validation, self._end, self.world)
         self.books = Books(run, folder, len(self.training), self.device, self.world)
 
     @property
@@ -119,8 +119,18 @@ class Trainer:
 
     # Where it was left
 
+    def claim(self) -> None:
+        """Takes the folder for this run alone, until :meth:`fit` ends.
+
+        Raises:
+            InputError: if another run has it.
+        """
+        self._main_does(self.books.claim)
+
     def restore(self, *, say: Callable[[str], None] = lambda _: None) -> bool:
-        """Takes up the newest checkpoint that is whole; ``False`` if there is none at all.
+        """Takes up the newest checkpoint that is whole; ``False`` if there never was one.
+
+        What is damaged is put aside only if the folder was claimed.
 
         Raises:
             InputError: if all are damaged, or they are of other data or another network.
@@ -147,7 +157,8 @@ class Trainer:
         self.learner.averaged_over = state["averaged_over"]
         self.books.restore(state["books"])
         if self.world.main:
-            checkpoints.mark_best(folder, self.best_step)  # a kill may have come between the two files
+            if self.books.claimed:
+                checkpoints.mark_best(folder, self.best_step)  # a kill may have come between the two files
             changed = changes(self.folder / "config.json", environment(self.device))
             if changed:
                 say(f"other bits may follow, for this is not what the run was made with: {'; '.join(changed)}")
@@ -156,9 +167,9 @@ class Trainer:
     def _newest(self, folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that the main process can read, the same in all."""
         found, problem = None, ""
-        if self.world.main and checkpoints.names(folder):
+        if self.world.main and checkpoints.any_left(folder):
             try:
-                found = checkpoints.load(folder, say=say)
+                found = checkpoints.load(folder, owner=self.books.claimed, say=say)
             except InputError as error:
                 problem = str(error)
         step, problem = self.world.first((None if found is None else found.step, problem))
@@ -185,10 +196,27 @@ class Trainer:
             "peak": self.peak,
             "books": self.books.state(),
         }
+        keep = Keep(self.run.keep, self.run.keep_every)
+        checkpoint = Checkpoint(self.step, weights, average, state)
+        self._main_does(lambda: checkpoints.save(self.folder / CHECKPOINTS, checkpoint, best=self.best_step, keep=keep))
+
+    def _main_does(self, act: Callable[[], Any]) -> None:
+        """Lets the main process do something; if it fails, all end, and not by losing each other.
+
+        Raises:
+            InputError: the main process' own, in all.
+        """
+        problem = ""
         if self.world.main:
-            keep = Keep(self.run.keep, self.run.keep_every)
-            checkpoint = Checkpoint(self.step, weights, average, state)
-            checkpoints.save(self.folder / CHECKPOINTS, checkpoint, best=self.best_step, keep=keep)
+            try:
+                act()
+            except InputError as error:
+                if self.world.size == 1:
+                    raise
+                problem = str(error)
+        problem = self.world.first(problem)
+        if problem:
+            raise InputError(problem)
 
     # The course of a run
 
@@ -201,16 +229,20 @@ class Trainer:
             InputError: if images can't be read, a file can't be written, or the run goes astray.
         """
         try:
+            self.claim()
             with reporter, closing(self._batches()) as batches:
                 self.books.refuse_bad()
-                self.books.open(self.step)
-                if self.world.main and not self.finished:
-                    (self.folder / "model.safetensors").unlink(missing_ok=True)  # of a run that was shorter
+                self._main_does(self._begin)
                 self._take_steps(batches, reporter)
+            self._main_does(self._draw)
         finally:
             self.books.close()
-        if self.world.main:
-            self._draw()
+
+    def _begin(self) -> None:
+        self.books.open(self.step)
+        if not self.finished:  # these are of a run that was shorter
+            for name in ("model.safetensors", REPORT):
+                (self.folder / name).unlink(missing_ok=True)
 
     def _take_steps(self, batches: Iterator[Batch], reporter: Reporter) -> None:
         """What is due is derived from what has been counted, so that a run can be cut off anywhere."""
@@ -227,7 +259,7 @@ class Trainer:
             if self.finished:
                 return
             start = time.perf_counter()
-            parts, problem = _read(batches, self.run.accumulate)
+            parts, problem = read(batches, self.run.accumulate)
             waiting = time.perf_counter() - start
             if self._asked(problem):
                 self.save()
@@ -275,7 +307,10 @@ class Trainer:
 
     def _close_epoch(self, reporter: Reporter) -> None:
         """Evaluates, and sees whether the network is the best so far."""
-        results = self._evaluations()
+        self.learner.equalise()
+        results = {"": self.examiner.evaluate(average=False)}
+        if self.learner.average is not None:
+            results["ema_"] = self.examiner.evaluate(average=True)
         figures: dict[str, Any] = {"images": results[""].images, "unread": results[""].unread}
         for prefix, result in results.items():
             loss = result.loss if math.isfinite(result.loss) else None  # JSON has no other numbers
@@ -304,68 +339,20 @@ class Trainer:
         )
         yield from loader(self.training, sampler, workers=self.run.workers, pin=self.device.type == "cuda")
 
-    def _validation_batches(self, unread: list[tuple[str, str]]) -> Generator[tuple[Tensor, Tensor]]:
-        """What the network sees, and labels, of this process' part; names of unread images go into the list."""
-        size = max(self.run.recipe.batch_size // self.world.size, 1)
-        mine = share(len(self.validation), self.world.rank, self.world.size)
-        pin = self.device.type == "cuda"
-        batches = loader(self.validation, batches_of(mine, size), workers=self.run.workers, pin=pin)
-        largest = -(-len(self.validation) // self.world.size)
-        for _ in range(-(-largest // size)):  # as often in each process, for it may have to stop
-            found, problem = _read(batches, 1)
-            self._end(problem)
-            for batch in found:
-                unread += batch.bad
-                if len(batch.labels):
-                    images, labels = (t.to(self.device, non_blocking=True) for t in (batch.images, batch.labels))
-                    yield self.learner.prepare(images), labels
+    def finish(self, report: Mapping[str, str]) -> None:
+        """Writes what was reported in the end: a sign that nothing is left to be done."""
+        content = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        self._main_does(lambda: checkpoints.write(self.folder / REPORT, content.encode()))
 
     # What it has learnt
 
     def evaluate(self) -> Evaluation:
         """Classifies the validation images, with the average of the weights if there is one."""
-        with self.learner.averaged():
-            return self._evaluate()
-
-    def _evaluations(self) -> dict[str, Evaluation]:
-        """With the weights, and with their average."""
-        self.learner.equalise()
-        results = {"": self._evaluate()}
-        if self.learner.average is not None:
-            with self.learner.averaged():
-                results["ema_"] = self._evaluate()
-        return results
-
-    def _evaluate(self) -> Evaluation:
-        unread: list[tuple[str, str]] = []
-        with self.learner.autocast():
-            found = evaluate(self.net, self._validation_batches(unread), world=self.world)
-        return dataclasses.replace(found, unread=sum(len(each) for each in self.world.gathered(unread)))
+        return self.examiner.evaluate(average=True)
 
     def invert(self) -> InversionError | None:
-        """Inverts every validation image from its last features and draws some; nothing, if the network has no inverse.
-
-        The pictures are in ``reconstructions.png``: the first image of each class, ten classes at the most.
-        """
-        if not isinstance(self.net, IRevNet):
-            return None
-        labels = self.data.validation.labels.tolist()
-        shown = sorted({label: i for i, label in reversed(list(enumerate(labels)))}.values())[:10]
-        done = share(len(self.validation), self.world.rank, self.world.size).start
-        errors: list[Tensor] = []
-        pictures: list[tuple[Tensor, Tensor]] = []
-        images = (x for x, _ in self._validation_batches([]))
-        with self.learner.averaged(), self.learner.autocast():
-            for x, recovered in invert_batches(self.net, images):
-                errors.append(relative_errors(recovered, x).cpu())
-                for i in (i - done for i in shown if done <= i < done + len(x)):
-                    pictures.append(tuple(self.learner.prepare.restored(t[i]).cpu() for t in (x, recovered)))  # pyright: ignore[reportArgumentType]
-                done += len(x)
-        everywhere = [each for part in self.world.gathered(pictures) for each in part]
-        if self.world.main and everywhere:
-            originals, recoveries = (torch.stack(list(column)) for column in zip(*everywhere, strict=True))
-            plots.reconstructions(originals, recoveries, self.folder / "reconstructions.png")
-        return InversionError.of(torch.cat([each for part in self.world.gathered(errors) for each in part]))
+        """Inverts every validation image from its last features, and draws ``reconstructions.png``."""
+        return self.examiner.invert(self.folder / "reconstructions.png")
 
     def _draw(self) -> None:
         """Writes what a finished run leaves: weights and curves."""
@@ -373,15 +360,6 @@ class Trainer:
         checkpoint = checkpoints.load(self.folder / CHECKPOINTS)
         for name, tensors in (("model", checkpoint.weights), ("ema", checkpoint.average)):
             if tensors is not None:
-                partial = self.folder / f"{name}.safetensors.tmp"
-                save_file({key: t.contiguous() for key, t in tensors.items()}, partial, metadata=about)
-                partial.replace(self.folder / f"{name}.safetensors")
+                plain = {key: t.contiguous() for key, t in tensors.items()}
+                checkpoints.write(self.folder / f"{name}.safetensors", serialized(plain, about))
         plots.curves({self.folder.name: rows_of(self.folder)}, self.folder / "curves.png")
-
-
-def _read(batches: Iterator[Batch], count: int) -> tuple[list[Batch], str]:
-    """The next batches, fewer at the end; and why they can't be had, if they can't: other processes must know, too."""
-    try:
-        return list(itertools.islice(batches, count)), ""
-    except InputError as error:
-        return [], str(error)

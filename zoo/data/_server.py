@@ -2,6 +2,8 @@
 
 import signal
 
-# A worker that loses that process ends, and Ctrl-C and a scheduler's signals go to the whole group.
-for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+from zoo.data.workers import SIGNALS
+
+for each in SIGNALS:
     signal.signal(each, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -67,6 +67,8 @@ def decode_image(content: bytes, name: str) -> Tensor:
 
 
 def _rgb(image: Image.Image) -> "np.ndarray[Any, Any]":
+    if image.mode == "F":
+        raise ValueError("its values are floating-point numbers, of no known range")
     if image.mode.startswith("I"):  # 16 bits per pixel, which "convert" would clip, not scale
         grey = (np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)

@@ -164,6 +164,12 @@ def _unguarded(source: DataLoader[Any]) -> Generator[Batch]:
             if isinstance(batch, InputError):
                 raise batch
             yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a process that reads images was killed, for lack of memory perhaps; go on with fewer --workers"
+        ) from None
     finally:
         del batches  # now, and with it the workers
 

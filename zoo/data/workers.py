@@ -4,12 +4,16 @@ import multiprocessing
 import os
 import signal
 import threading
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["worker_options"]
+__all__ = ["SIGNALS", "worker_options"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""For the main process alone, which saves and ends the others; but Ctrl-C and a scheduler send them to the group."""
 
 
 def worker_options(count: int) -> dict[str, Any]:
@@ -25,7 +29,7 @@ def worker_options(count: int) -> dict[str, Any]:
     threads = torch.cuda.is_initialized() or dist.is_initialized()
     context = multiprocessing.get_context("forkserver" if threads else "fork")
     if threads:
-        context.set_forkserver_preload(["__main__", "zoo.data._server"])
+        _start_server()
     return {
         "num_workers": count,
         "prefetch_factor": 4,
@@ -34,9 +38,20 @@ def worker_options(count: int) -> dict[str, Any]:
     }
 
 
+def _start_server() -> None:
+    """Starts the server, unless it is there, with the signals blocked that it will ignore once it can."""
+    forkserver.set_forkserver_preload(["zoo.data._server", "zoo.training"])  # the latter: for the command's main module
+    resource_tracker.ensure_running()  # or it would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(_: int) -> None:
-    """Ctrl-C, and what a scheduler sends to the whole group, is for the main process, which saves and ends this one."""
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    """Prepares a worker process."""
+    for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
