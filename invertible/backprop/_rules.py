@@ -39,9 +39,15 @@ def rule_of(layer: InvertibleModule[Any, Any], method: str) -> tuple[Rule, bool]
 
 
 def has_products(layer: InvertibleModule[Any, Any]) -> bool:
-    """Whether products inside a layer can be kept: its function must compute the same with gradients and without."""
+    """Whether products inside a layer can be kept: its function must compute the same with gradients and without.
+
+    It must be the only one inside: those of couplings in a coupling's S run in another order on the way back, so that
+    positions would be others.
+    """
     functions = cast("Any", layer)._functions()
-    return _has_own_rule(type(layer)) and len(functions) == 1 and is_plain(functions[0])
+    others = (part for part in layer.modules() if part is not layer and isinstance(part, InvertibleModule))
+    inner = any(cast("Any", part)._functions() for part in others)
+    return _has_own_rule(type(layer)) and len(functions) == 1 and is_plain(functions[0]) and not inner
 
 
 @functools.cache
