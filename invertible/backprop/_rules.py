@@ -1,7 +1,7 @@
 """How a layer's input and gradients come from its output."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -45,8 +45,8 @@ def has_products(layer: InvertibleModule[Any, Any]) -> bool:
     positions would be others.
     """
     functions = cast("Any", layer)._functions()
-    others = (part for part in layer.modules() if part is not layer and isinstance(part, InvertibleModule))
-    inner = any(cast("Any", part)._functions() for part in others)
+    parts = cast("Iterable[Any]", layer.modules())
+    inner = any(isinstance(part, InvertibleModule) and part is not layer and part._functions() for part in parts)
     return _has_own_rule(type(layer)) and len(functions) == 1 and is_plain(functions[0]) and not inner
 
 

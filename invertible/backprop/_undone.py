@@ -18,6 +18,8 @@ from invertible import _check
 __all__ = ["same_random", "undone"]
 
 _CONTAINERS = (dict, list, set, deque)
+_KINDS: tuple[Any, ...] = (OrderedDict, *_CONTAINERS)
+"""Where the methods are that change containers: the first one that fits."""
 _OPAQUE = (Tensor, nn.Module, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
 """What has attributes that are none of a module's own."""
 
@@ -130,7 +132,7 @@ def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
 
 def _put_back(container: Any, contents: Sequence[Any]) -> None:
     """By the methods of the built-in kinds: a subclass, as Counter, may mean something else by its own."""
-    kind: Any = next(kind for kind in (OrderedDict, *_CONTAINERS) if isinstance(container, kind))
+    kind = next(kind for kind in _KINDS if isinstance(container, kind))
     kind.clear(container)
     if issubclass(kind, dict):
         for key, value in zip(contents[::2], contents[1::2], strict=True):
