@@ -1,7 +1,7 @@
 """How a layer's input and gradients come from its output."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -45,9 +45,10 @@ def has_products(layer: InvertibleModule[Any, Any]) -> bool:
     positions would be others.
     """
     functions = cast("Any", layer)._functions()
-    parts = cast("Iterable[Any]", layer.modules())
-    inner = any(isinstance(part, InvertibleModule) and part is not layer and part._functions() for part in parts)
-    return _has_own_rule(type(layer)) and len(functions) == 1 and is_plain(functions[0]) and not inner
+    parts = list(layer.modules())[1:]
+    inner = cast("list[Any]", [part for part in parts if isinstance(part, InvertibleModule)])
+    alone = not any(part._functions() for part in inner)
+    return _has_own_rule(type(layer)) and len(functions) == 1 and is_plain(functions[0]) and alone
 
 
 @functools.cache

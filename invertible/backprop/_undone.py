@@ -35,7 +35,7 @@ def undone(parts: Sequence[nn.Module]) -> Generator[None]:
     before = [_contents(each) for each in containers]
     # Parameters and buffers are not at work while planning.
     own = {id(t) for part in parts for t in (*part.parameters(recurse=False), *part.buffers(recurse=False))}
-    tensors = {id(each): each for each in reached if _is_plain(each) and id(each) not in own}.values()
+    tensors = {id(each): each for each in reached if id(each) not in own and _is_plain(each)}.values()
     values = [(t, t._version, t.detach().clone()) for t in tensors]
     arrays = [(each, each.copy()) for each in {id(each): each for each in reached if _is_array(each)}.values()]
     try:
@@ -134,10 +134,10 @@ def _put_back(container: Any, contents: Sequence[Any]) -> None:
     """By the methods of the built-in kinds: a subclass, as Counter, may mean something else by its own."""
     kind = next(kind for kind in _KINDS if isinstance(container, kind))
     kind.clear(container)
-    if issubclass(kind, dict):
+    if hasattr(kind, "items"):
         for key, value in zip(contents[::2], contents[1::2], strict=True):
             kind.__setitem__(container, key, value)
-    elif kind is set:
+    elif hasattr(kind, "add"):
         kind.update(container, contents)
     else:
         kind.extend(container, contents)
