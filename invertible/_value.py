@@ -81,5 +81,6 @@ def is_channels_last(x: Tensor) -> bool:
 def laid_out(x: Tensor, *, dtype: torch.dtype, channels_last: bool) -> Tensor:
     """The same values in a dtype and a memory format."""
     if not channels_last:
-        return x.to(dtype, memory_format=torch.contiguous_format)
+        # In a dtype that it has already, a transposed tensor of three dimensions would stay as it is.
+        return x.to(dtype, memory_format=torch.contiguous_format).contiguous()
     return x.to(dtype, memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)

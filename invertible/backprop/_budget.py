@@ -1,10 +1,10 @@
 """Plans what each layer of a network keeps, once for each kind of input."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parameter import is_lazy
 
+from invertible import _check
 from invertible._compiled import compiled_call
 from invertible._range import nothing_read
 from invertible._running import running
@@ -50,6 +51,8 @@ def decisions(net: Layer, strategy: Budget, walk: Walk, x: Value, method: str, c
     """What the layers of a network do that compute something, in the order of computation."""
     if any(map(is_lazy, net.parameters())):
         return []  # the very first run is for their shapes
+    if not _are_tensors(x):
+        return []  # the layer's own error
     known = _plans.setdefault(net, {})
     situation, inside = _situation(net, x, condition)
     key = (strategy, method, situation)
@@ -72,6 +75,8 @@ def planned(net: Any, x: Value, condition: Value | None) -> Plan:
         isinstance(strategy, Reconstruct) and strategy.anchor_every is not None
     ):
         raise ValueError(f"plan: counts layer by layer, not for segments or anchors, got {strategy!r}.")
+    if not _are_tensors(x):
+        raise _check.type_error(net, "expected a tensor, or a tuple of tensors", x)
     walk = partial(net._walk, "forward", condition=condition)
     counted = _Counted(net, strategy, walk, x, "forward")
     stages, sizes, fixed = counted.stages, counted.sizes, counted.fixed
@@ -142,6 +147,10 @@ class _Counted:
                 "needs it."
             )
         return found
+
+
+def _are_tensors(x: Any) -> bool:
+    return all(isinstance(t, Tensor) for t in cast("Iterable[Any]", leaves(x)))
 
 
 def _kinds_of(x: Value) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from invertible import _check
@@ -160,12 +161,14 @@ class Chain:
                 if link.cell is not None:  # a stream that has no gradient, as integers: nobody will reconstruct it
                     link.cell.keep(link.tensor)
             result = self._run_untracked(call, value, condition)
+            _refuse_without_data(first, result, (*tensors, *conditions, *survey.held))
             self._remember(first, leaves(result[0] if method.endswith("log_det") else result), fresh_after)
             return result
         decision = None if free else self._decision(first)
         if decision is not None and decision.choice is Choice.STORE:
             with running(None):
                 result = call(rebuilt(form_of(value), iter(_sealed(tensors, links))), condition)
+            _refuse_without_data(first, result, (*tensors, *conditions, *survey.held))
             self._remember(first, leaves(result[0] if method.endswith("log_det") else result), fresh_after)
             return result
         _refuse_late_gathering(self.net, survey, called)
@@ -191,6 +194,7 @@ class Chain:
         if decision is not None and decision.products and step.rule is not None and has_products(first):
             step.keeper = Keeper(frozenset(decision.products))
         outputs = self._apply(step, tensors, conditions)
+        _refuse_without_data(first, tuple(outputs), (*tensors, *conditions, *survey.held))
         count = len(step.shapes)
         if step.rule is not None or (free and any(cell is not None for cell in step.in_cells)):
             step.out_cells = [Cell() for _ in range(count)]
@@ -292,6 +296,17 @@ def _refuse_late_gathering(net: Layer, survey: Survey, called: Layer | None) -> 
             f"{_check.name(late)}: fully_shard must be applied to a layer of the network or to a container, got "
             f"{key!r}, a part that is run again as part of something larger, so that its parameters can't be gathered "
             "in time. Inside a coupling's function or a segment of Recompute(every=...) only Store() can train it."
+        )
+
+
+def _refuse_without_data(layer: Layer, result: Any, given: Iterable[Tensor]) -> None:
+    """Raises, if what a layer has made has no data though all that it was given has some: training would be void."""
+    made = any(isinstance(t, FakeTensor) for t in leaves(result))
+    if made and not any(isinstance(t, FakeTensor) for t in given):
+        raise RuntimeError(
+            f"{_check.name(layer)}: a function must not keep tensors that it made while planning, as these have no "
+            "data, but the output has none. Clear its cache (functools.lru_cache, a global) after net.plan, or don't "
+            "cache."
         )
 
 

@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import Any, cast
+from weakref import ProxyTypes
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from ._knapsack import Option, Stage
 from ._node import Step
 from ._rules import rule_of
 from ._torch import buffers_of, parameters_of
-from ._undone import undone
+from ._undone import same_random, undone
 from .plan import Choice, Decision
 from .strategies import Reconstruct, Strategy
 
@@ -77,7 +79,7 @@ class Planner(Chain):
     def quiet(self) -> Generator[None]:
         """Lets no hook fire, nor compiled code run, while tensors have no data."""
         parts = list(self.net.modules())
-        with one_at_a_time, undone(parts):
+        with one_at_a_time, same_random(), undone(parts):
             self._compiled = {part for part in parts if is_compiled(part)}
             for part in parts:
                 for key in _HOOKS & part.__dict__.keys():
@@ -215,7 +217,8 @@ class Planner(Chain):
     def _fake_shape(self, t: Any) -> Any:
         """Inputs and conditions may come as shapes on the meta device, whatever device the network is on."""
         meta = isinstance(t, Tensor) and t.is_meta
-        return self._fake(t, next((p.device for p in self.net.parameters()), None) if meta else None)
+        held = chain(self.net.parameters(), self.net.buffers())
+        return self._fake(t, next((each.device for each in held), None) if meta else None)
 
     def _fake(self, t: Any, device: torch.device | None = None) -> Any:
         if not isinstance(t, Tensor):
@@ -289,6 +292,8 @@ _STATE = frozenset(nn.Module().__dict__) - {"training"} | {_COMPILED}
 
 def _plain(value: Any) -> Any:
     """An option, to be compared: itself, or which object it is."""
+    if type(value) in ProxyTypes:
+        return id(value)  # to ask a dead one for anything raises
     if isinstance(value, (list, tuple)):
         return tuple(_plain(each) for each in cast("Iterable[Any]", value))
     try:

@@ -39,9 +39,16 @@ def rule_of(layer: InvertibleModule[Any, Any], method: str) -> tuple[Rule, bool]
 
 
 def has_products(layer: InvertibleModule[Any, Any]) -> bool:
-    """Whether products inside a layer can be kept: its function must compute the same with gradients and without."""
+    """Whether products inside a layer can be kept: its function must compute the same with gradients and without.
+
+    It must be the only one inside: those of couplings in a coupling's S run in another order on the way back, so that
+    positions would be others.
+    """
     functions = cast("Any", layer)._functions()
-    return _has_own_rule(type(layer)) and len(functions) == 1 and is_plain(functions[0])
+    parts = list(layer.modules())[1:]
+    inner = cast("list[Any]", [part for part in parts if isinstance(part, InvertibleModule)])
+    alone = not any(part._functions() for part in inner)
+    return _has_own_rule(type(layer)) and len(functions) == 1 and is_plain(functions[0]) and alone
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """What a network keeps for its gradients: the choice, apart from how it is carried out."""
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -151,7 +152,12 @@ class Budget(Strategy):
     reconstruct: Reconstruct = Reconstruct()
 
     def __post_init__(self) -> None:
+        if isinstance(self.bytes, bool):
+            raise TypeError(f"Budget: bytes must be an integer, got {self.bytes!r}.")
         _at_least_one("Budget", "bytes", self.bytes)
+        object.__setattr__(
+            self, "bytes", operator.index(self.bytes)
+        )  # tensors are equal to none: plans are found by it
         if not isinstance(self.reconstruct, Reconstruct):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"Budget: reconstruct must be a Reconstruct(), got {self.reconstruct!r}.")
         if self.reconstruct.anchor_every is not None:
