@@ -386,8 +386,11 @@ def _share(text: str) -> float:
 def _bytes(text: str) -> int:
     """A number of bytes, or with K, M, G or T behind it: of kibibytes, and so on."""
     unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(text[-1:].upper(), 1)
-    plain = text if unit == 1 else text[:-1]
-    return round(_number(plain, float, 1 / unit, 2**62 / unit, "a number of bytes such as 20G") * unit)
+    rule = "a number of bytes such as 20G"
+    try:
+        return round(_number(text if unit == 1 else text[:-1], float, 1 / unit, 2**62 / unit, rule) * unit)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"must be {rule}, got {text}") from None
 
 
 if __name__ == "__main__":

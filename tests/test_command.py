@@ -171,6 +171,8 @@ WRONG = [
     ),
     (["--recipe", "papers"], "error: unknown recipe 'papers'; there are paper_irevnet_a, paper_irevnet_b"),
     (["--budget", "20 GB"], "argument --budget: must be a number of bytes such as 20G, got 20 GB"),
+    (["--budget", "1e400G"], "argument --budget: must be a number of bytes such as 20G, got 1e400G"),
+    (["--workers", "1.5"], "argument --workers: must be a whole number from 0 to 1024, got 1.5"),
     (["--budget", "1"], "error: Budget: Sequential needs "),
     (["--accumulate", "3"], "error: the batch size 64 can't be shared equally by 1 processes in 3 pieces each"),
     (["--max-bad", "2"], "argument --max-bad: must be a number between 0 and 1, got 2"),
