@@ -10,7 +10,7 @@ from torch import nn
 
 import invertible as inv
 from invertible._value import leaves, map_value
-from tests.catalogue import Scale, seeded
+from tests.rows import Scale, seeded
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}

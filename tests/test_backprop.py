@@ -10,7 +10,7 @@ from torch import nn
 
 import invertible as inv
 from invertible import Coupling, Inverse, Parallel, Recompute, Reconstruct, Sequential, Store
-from tests.catalogue import Scale
+from tests.rows import Scale
 from tests.networks import METHODS, UsersAffine, assert_same, deep, draw_network, function, outcome, with_strategy
 
 STRATEGIES = [Recompute(), Recompute(every=3), Reconstruct(), Reconstruct(anchor_every=2), Reconstruct(locate=True)]

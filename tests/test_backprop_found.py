@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 import invertible as inv
 from invertible import Coupling, Parallel, Recompute, Reconstruct, Sequential, Store
 from invertible.testing import check_backprop, measure_memory
-from tests.catalogue import Scale
+from tests.rows import Scale
 from tests.networks import Averaged, Functional, UsersAffine, assert_same, deep, function, outcome, with_strategy
 
 SAVING = [Reconstruct(), Recompute(), Recompute(every=2)]

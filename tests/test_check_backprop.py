@@ -10,7 +10,7 @@ import invertible as inv
 import zoo
 from invertible import Coupling, Recompute, Reconstruct, Sequential, Store
 from invertible.testing import check_backprop
-from tests.catalogue import Scale
+from tests.rows import Scale
 from tests.networks import Conditioned, UsersAffine, deep, function
 
 

@@ -23,7 +23,7 @@ from invertible import (
     Split,
 )
 from invertible.testing import inverse_moves_no_buffer, recovers_its_input
-from tests.catalogue import ConditionalTanh, seeded, smooth, streams
+from tests.rows import ConditionalTanh, seeded, smooth, streams
 
 IN_PLACE = "the function must not write to its input, but it did, and the stream is lost"
 

@@ -14,7 +14,7 @@ import invertible as inv
 from invertible import Coupling, Grid, Merge, PixelUnshuffle, Recompute, Reconstruct, Sequential, Split, Store
 from invertible._value import leaves
 from invertible.testing import measure_memory
-from tests.catalogue import Scale
+from tests.rows import Scale
 from tests.networks import METHODS, assert_same, draw_network, outcome, with_strategy
 
 GRIDS = ["exact", "exact32"]

@@ -23,7 +23,7 @@ from invertible import (
     Split,
     Swap,
 )
-from tests.catalogue import ConditionalTanh
+from tests.rows import ConditionalTanh
 
 
 def numbered(n):
