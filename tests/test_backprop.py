@@ -10,8 +10,8 @@ from torch import nn
 
 import invertible as inv
 from invertible import Coupling, Inverse, Parallel, Recompute, Reconstruct, Sequential, Store
-from tests.rows import Scale
 from tests.networks import METHODS, UsersAffine, assert_same, deep, draw_network, function, outcome, with_strategy
+from tests.rows import Scale
 
 STRATEGIES = [Recompute(), Recompute(every=3), Reconstruct(), Reconstruct(anchor_every=2), Reconstruct(locate=True)]
 

@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize
 import invertible as inv
 from invertible import Coupling, Parallel, Recompute, Reconstruct, Sequential, Store
 from invertible.testing import check_backprop, measure_memory
-from tests.rows import Scale
 from tests.networks import Averaged, Functional, UsersAffine, assert_same, deep, function, outcome, with_strategy
+from tests.rows import Scale
 
 SAVING = [Reconstruct(), Recompute(), Recompute(every=2)]
 saving = pytest.mark.parametrize("strategy", SAVING)

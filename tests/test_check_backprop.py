@@ -10,8 +10,8 @@ import invertible as inv
 import zoo
 from invertible import Coupling, Recompute, Reconstruct, Sequential, Store
 from invertible.testing import check_backprop
-from tests.rows import Scale
 from tests.networks import Conditioned, UsersAffine, deep, function
+from tests.rows import Scale
 
 
 def test_it_reports_what_a_step_costs():

@@ -14,8 +14,8 @@ import invertible as inv
 from invertible import Coupling, Grid, Merge, PixelUnshuffle, Recompute, Reconstruct, Sequential, Split, Store
 from invertible._value import leaves
 from invertible.testing import measure_memory
-from tests.rows import Scale
 from tests.networks import METHODS, assert_same, draw_network, outcome, with_strategy
+from tests.rows import Scale
 
 GRIDS = ["exact", "exact32"]
 each_grid = pytest.mark.parametrize("grid", GRIDS)
