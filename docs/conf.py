@@ -28,7 +28,7 @@ sys.path[:0] = [str(DOCS.parent), str(DOCS)]
 import invertible  # noqa: E402
 import zoo  # noqa: E402
 from invertible.testing import LAWS  # noqa: E402
-from zoo.cards import HEADER, cells  # noqa: E402
+from zoo.cards import COSTS, HEADER, cells, costs  # noqa: E402
 
 project = "invertible"
 version = release = invertible.__version__
@@ -113,8 +113,9 @@ def rebase_links(app: Sphinx, path: Path, document: str, content: list[str]) -> 
 def insert_cards(app: Sphinx, document: str, content: list[str]) -> None:
     """Writes the table of the zoo's models, from their cards."""
     if document == "zoo":
-        rows = [HEADER, ["---"] * len(HEADER), *map(cells, zoo.names())]
-        content[0] = content[0].replace("<!-- cards -->", "\n".join(f"| {' | '.join(row)} |" for row in rows))
+        for mark, header, row in (("<!-- cards -->", HEADER, cells), ("<!-- costs -->", ("model", *COSTS), costs)):
+            rows = [header, ["---"] * len(header), *map(row, zoo.names())]
+            content[0] = content[0].replace(mark, "\n".join(f"| {' | '.join(each)} |" for each in rows))
 
 
 def with_alias(text: str, write: object) -> str:

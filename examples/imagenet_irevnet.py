@@ -230,7 +230,11 @@ def dry_run(run: Any, world: World, tell: Any) -> int:
     device = find_device(run.device)
     available = memory_of(device)
     found = list(costs(run, classes))
-    counted = "activations of a training step, counted:" if found else "activations are counted of i-RevNets only"
+    counted = (
+        "activations of a training step, counted:"
+        if found
+        else "under autocast activations are counted of i-RevNets only"
+    )
     tell(f"memory of {device}: {available / 2**30:.1f} GiB; {counted}")
     for name, cost in found:
         fits = cost.largest(available - size.held)

@@ -10,7 +10,7 @@ from torch import nn
 import invertible as inv
 from invertible import Coupling, Inverse, Parallel, Recompute, Reconstruct, Sequential, Store
 from invertible.testing import measure_memory
-from tests.networks import METHODS, UsersAffine, deep, function
+from tests.networks import METHODS, UsersAffine, deep, function, with_strategy
 
 
 def chain(depth, *, wrap=None, **options):
@@ -183,6 +183,19 @@ def test_conditions_are_kept_once_for_all_blocks():
         runs = [measure_memory(lambda net=net: net(pair, condition=torch.rand(4, 8)))[1] for _ in range(2)]
         sizes.append(runs[1].kept)
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("strategy", [Store(), Recompute(), Reconstruct()], ids=repr)
+def test_bytes_without_data_are_those_with_data(strategy):
+    found = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(0)
+        net = with_strategy(deep(4), strategy).to(device)
+        x = torch.zeros(2, 8, 16, 16, dtype=torch.float64, device=device)
+        y, memory = measure_memory(lambda net=net, x=x: net(x), device)
+        assert y.device.type == device
+        found.append(memory.kept)
+    assert found[0] == found[1] > x.nbytes
 
 
 def test_measure_memory_counts_what_hooks_on_saved_tensors_miss():

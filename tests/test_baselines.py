@@ -219,14 +219,22 @@ def test_a_run_on_the_digits(digits, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet_small", "revnet56", "irevnet_small"])
 def test_a_dry_run(name):
-    """What is outside of chains has no plan, so that only i-RevNets say what each strategy keeps."""
+    """Every network says what each strategy keeps; one without chains of invertible layers keeps everything."""
     run = Run(dataclasses.replace(DIGITS, model=name))
     size = size_of(run, 10)
     assert size.parameters == sum(p.numel() for p in meta(name, num_classes=10).parameters())
     assert size.flops > 10**6
-    assert [each for each, _ in costs(run, 10)] == (
-        ["store", "recompute", "reconstruct"] if name.startswith("irevnet") else []
-    )
+    kept = dict(costs(run, 10))
+    assert list(kept) == (["store"] if name.startswith("resnet") else ["store", "recompute", "reconstruct"])
+    assert name.startswith("resnet") or kept["reconstruct"].per_image < kept["store"].per_image
+    under_autocast = Run(dataclasses.replace(DIGITS, model=name, autocast="bf16"))
+    assert bool(dict(costs(under_autocast, 10))) == name.startswith("irevnet")
+
+
+def test_a_dry_run_with_a_budget():
+    run = Run(dataclasses.replace(DIGITS, model="revnet38"), budget=2**30)
+    kept = dict(costs(run, 10))
+    assert kept["budget of 1.0 GiB"] == kept["store"]
 
 
 def test_sizes_and_batches_that_do_not_fit(digits, tmp_path):

@@ -54,6 +54,7 @@ def test_one_card(capsys):
         "6,113,140,224",
         "224 pixels",
         "26.7 % (ImageNet, Table 1)",
+        "store 92,674,269, recompute 33,926,400, reconstruct 4,110,336 bytes",
         "not run",
         "MIT",
         "26.0 %",

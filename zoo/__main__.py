@@ -43,6 +43,10 @@ def print_card(console: Console, name: str) -> int:
         return 2
     lines = {key: str(value) for key, value in dataclasses.asdict(card).items() if isinstance(value, str)}
     lines |= {"parameters": f"{card.parameters:,}", "flops": f"{card.flops:,}", "size": f"{card.size} pixels"}
+    lines["activations"] = ", ".join(f"{kept} {number:,}" for kept, number in card.activations.items()) + " bytes"
+    lines["step"] = (
+        ", ".join(f"{kept} {m:.2f} [{low:.2f}, {high:.2f}]" for kept, (m, low, high) in card.step.items()) or "-"
+    )
     lines["reported"] = "\n".join(map(str, card.reported)) or "-"
     lines["measured"] = "\n".join(map(str, card.measured)) or "not run"
     lines["recipe"] = card.recipe or "-"

@@ -1,6 +1,7 @@
 """What is known of each model: one card per model, kept true by ``tests/test_cards.py``."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 __all__ = ["CARDS", "Card", "TopOne", "card"]
@@ -34,12 +35,18 @@ class Card:
     """Height and width of that image, in pixels."""
     inverse: Literal["bijective", "injective", "none"]
     """Of the map from the image to ``net.features(image)``; injective: the inverse is a left inverse."""
+    activations: Mapping[str, int]
+    """Bytes that a training step in single precision, without a grid, takes for each image of its batch, by what is
+    kept for the gradients; what lies outside of a network's invertible layers is stored in any case. Counted by
+    :func:`zoo.dry_run.cost_of`."""
+    step: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    """CPU time of such a step over that of ResNet-50's: median and 95 % interval, ``python -m benchmarks.models``."""
     reported: tuple[TopOne, ...] = ()
     """Errors as the source reports them."""
     measured: tuple[TopOne, ...] = ()
     """Errors as they were measured here; none: not run."""
     recipe: str | None = None
-    """How it is trained: a name in :data:`zoo.recipes.RECIPES`."""
+    """How it is trained: a name in :data:`zoo.recipes.RECIPES`, with ``--model`` where the recipe has another one."""
     licence: str = "MIT"
     """Of the code."""
 
@@ -47,6 +54,14 @@ class Card:
 def _errors(errors: tuple[TopOne, ...], otherwise: str) -> str:
     found = [each.error for each in errors]
     return f"{min(found)}" + (f"–{max(found)}" if len(found) > 1 else "") if found else otherwise
+
+
+def costs(model: str) -> tuple[str, ...]:
+    """A row of the table of what a training step takes: the model, and those of :data:`COSTS`."""
+    card = CARDS[model]
+    kept = (f"{card.activations[each] / 1e6:,.3g}" if each in card.activations else "-" for each in COSTS[:3])
+    time = (f"{card.step[each][0]:.2f}" if each in card.step else "-" for each in ("store", "reconstruct"))
+    return (model, *kept, *time)
 
 
 def cells(model: str) -> tuple[str, ...]:
@@ -60,6 +75,9 @@ def cells(model: str) -> tuple[str, ...]:
 
 HEADER = ("model", "parameters", "GFLOP", "pixels", "inverse", "error, %", "here")
 """Of the table: forward pass of one image of so many pixels; top-1 error as reported, and as measured here."""
+
+COSTS = ("store", "recompute", "reconstruct", "step: store", "step: reconstruct")
+"""Columns: megabytes of activations for each image, and the time of a step over ResNet-50's."""
 
 _IREVNET = "Jacobsen et al., 2018, https://arxiv.org/abs/1802.07088"
 _REVNET = "Gomez et al., 2017, https://arxiv.org/abs/1707.04585"
@@ -79,6 +97,7 @@ CARDS: dict[str, Card] = {
             flops=21_960_720_384,
             size=224,
             inverse="injective",
+            activations={"store": 72_975_140, "recompute": 33_718_272, "reconstruct": 15_492_754},
             reported=(TopOne(24.7, "ImageNet, Table 1"),),
             recipe="paper_irevnet_a",
         ),
@@ -89,6 +108,7 @@ CARDS: dict[str, Card] = {
             flops=6_113_140_224,
             size=224,
             inverse="bijective",
+            activations={"store": 92_674_269, "recompute": 33_926_400, "reconstruct": 4_110_336},
             reported=(TopOne(26.7, "ImageNet, Table 1"), TopOne(26.0, f"ImageNet, {_README}")),
             recipe="paper_irevnet_b",
         ),
@@ -99,6 +119,7 @@ CARDS: dict[str, Card] = {
             flops=6_180_864,
             size=32,
             inverse="bijective",
+            activations={"store": 196_608, "recompute": 110_592, "reconstruct": 43_008},
             measured=tuple(
                 TopOne(error, f"embedded digits, num_classes=10, seed {seed}, docs/training.md")
                 for seed, error in enumerate((0.28, 0.85, 0.56))
@@ -112,6 +133,7 @@ CARDS: dict[str, Card] = {
             flops=985_606_144,
             size=32,
             inverse="injective",
+            activations={"store": 11_960_320, "recompute": 4_254_884, "reconstruct": 929_792},
             reported=(TopOne(5.5, "CIFAR-10, its README: an accuracy of about 94.5 %"),),
         ),
         Card(
@@ -121,6 +143,7 @@ CARDS: dict[str, Card] = {
             flops=19_344_130_048,
             size=256,
             inverse="injective",
+            activations={"store": 229_638_272, "recompute": 128_974_856, "reconstruct": 100_663_304},
         ),
         Card(
             name="revvit_s",
@@ -129,6 +152,7 @@ CARDS: dict[str, Card] = {
             flops=9_148_821_504,
             size=224,
             inverse="none",
+            activations={"store": 70_710_528, "recompute": 12_076_722, "reconstruct": 6_055_602},
             reported=(
                 TopOne(20.1, "ImageNet, README of https://github.com/facebookresearch/SlowFast/tree/main/projects/rev"),
             ),
@@ -140,6 +164,7 @@ CARDS: dict[str, Card] = {
             flops=154_462_400,
             size=32,
             inverse="none",
+            activations={"store": 3_051_520, "recompute": 1_372_160, "reconstruct": 1_044_480},
         ),
         Card(
             name="revnet110",
@@ -148,6 +173,7 @@ CARDS: dict[str, Card] = {
             flops=506_661_376,
             size=32,
             inverse="none",
+            activations={"store": 8_617_984, "recompute": 2_785_280, "reconstruct": 1_081_344},
         ),
         Card(
             name="revnet164",
@@ -156,6 +182,7 @@ CARDS: dict[str, Card] = {
             flops=500_377_600,
             size=32,
             inverse="none",
+            activations={"store": 25_427_968, "recompute": 10_747_904, "reconstruct": 4_390_912},
         ),
         Card(
             name="revnet56",
@@ -164,7 +191,9 @@ CARDS: dict[str, Card] = {
             flops=8_901_857_280,
             size=224,
             inverse="none",
+            activations={"store": 95_730_762, "recompute": 68_674_459, "reconstruct": 67_394_971},
             reported=(TopOne(25.2, _TABLE_1),),
+            recipe="gomez_revnet56",
         ),
         Card(
             name="revnet104",
@@ -173,7 +202,9 @@ CARDS: dict[str, Card] = {
             flops=15_889_567_744,
             size=224,
             inverse="none",
+            activations={"store": 134_265_930, "recompute": 81_519_515, "reconstruct": 67_394_971},
             reported=(TopOne(23.10, f"ImageNet, {_REVNET_README}"),),
+            recipe="gomez_revnet104",
         ),
         Card(
             name="resnet50",
@@ -182,7 +213,9 @@ CARDS: dict[str, Card] = {
             flops=8_178_368_512,
             size=224,
             inverse="none",
+            activations={"store": 86_068_006},
             reported=(TopOne(24.7, _TABLE_1),),
+            recipe="gomez_resnet50",
             licence="BSD-3-Clause (torchvision)",
         ),
         Card(
@@ -192,7 +225,9 @@ CARDS: dict[str, Card] = {
             flops=15_602_810_880,
             size=224,
             inverse="none",
-            reported=(TopOne(23.01, f"ImageNet, of the ResNet-101 in the {_REVNET_README}"),),
+            activations={"store": 127_011_622},
+            reported=(TopOne(22.63, "ImageNet, torchvision's weights IMAGENET1K_V1"),),
+            recipe="gomez_resnet101",
             licence="BSD-3-Clause (torchvision)",
         ),
         Card(
@@ -202,13 +237,12 @@ CARDS: dict[str, Card] = {
             flops=34_558_976,
             size=32,
             inverse="none",
-            measured=(
-                TopOne(
-                    0.56,
-                    "embedded digits, num_classes=10, one seed, 30 epochs of the recipe digits: "
-                    "examples/imagenet_irevnet.py --model resnet_small",
-                ),
+            activations={"store": 610_854},
+            measured=tuple(
+                TopOne(error, f"embedded digits, num_classes=10, seed {seed}, recipe digits with --model resnet_small")
+                for seed, error in enumerate((0.56, 0.85, 0.85))
             ),
+            recipe="digits",
         ),
     )
 }

@@ -1,6 +1,6 @@
 """What a run would be, without running it: counted on tensors without data."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +8,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from invertible.backprop import Strategy
+from invertible.testing import measure_memory
 from zoo.building import build
 from zoo.irevnet import IRevNet
+from zoo.network import ReversibleNetwork
 from zoo.run import BACKPROP, GRIDS, Run
 
-__all__ = ["Cost", "Size", "costs", "flops_of", "size_of"]
+__all__ = ["Cost", "Size", "cost_of", "costs", "flops_of", "size_of"]
 
 
 @dataclass(frozen=True)
@@ -72,28 +74,73 @@ def flops_of(net: nn.Module, size: int) -> int:
 
 
 def costs(run: Run, num_classes: int) -> Iterator[tuple[str, Cost]]:
-    """What each strategy keeps, by name: the plan of :meth:`invertible.Sequential.plan` for two sizes of batch.
+    """What each strategy keeps, by name: counted for two sizes of batch.
 
-    Nothing for networks that are more than one chain, or none: what is outside of chains has no plan.
+    Of i-RevNets it is the plan of their body, see :meth:`invertible.Sequential.plan`, and of all others
+    :func:`cost_of`: nothing under autocast, which tensors without data know nothing of. A network without chains of
+    invertible layers stores everything.
     """
     with torch.device("meta"):
         net = build(run.recipe, num_classes=num_classes)
-    if not isinstance(net, IRevNet):
+    planned = isinstance(net, IRevNet)
+    if planned:
+        net = net.to_empty(device="cpu")  # never touched, so that it takes no memory; autocast knows no meta device
+    elif run.recipe.autocast != "none":
         return
-    net = net.to_empty(device="cpu")  # never touched, so that it takes no memory; autocast knows no meta device
-    net.grid = GRIDS[run.recipe.grid]
-    strategies: dict[str, Strategy] = dict(BACKPROP)
-    if run.budget is not None:
-        strategies[f"budget of {run.budget / 2**30:.1f} GiB"] = run.strategy
-    for name, strategy in strategies.items():
-        net.backprop = strategy
-        peaks = [_peak(net, run, images) for images in (2, 4)]
-        per_image = (peaks[1] - peaks[0]) // 2
-        yield name, Cost(per_image, peaks[0] - 2 * per_image)
+    for name, strategy in _strategies(run, net).items():
+        if isinstance(net, ReversibleNetwork):
+            net.backprop, net.grid = strategy, GRIDS[run.recipe.grid]
+        yield name, _planned(net, run) if isinstance(net, IRevNet) else cost_of(net, run.recipe.size)
 
 
-def _peak(net: IRevNet, run: Run, images: int) -> int:
-    size = run.recipe.size
-    enabled = run.recipe.autocast == "bf16"
-    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-        return net.body.plan(torch.empty(images, 3, size, size, device="meta")).peak
+def _strategies(run: Run, net: nn.Module) -> dict[str, Strategy]:
+    if not isinstance(net, ReversibleNetwork):
+        return {"store": BACKPROP["store"]}
+    own = {} if run.budget is None else {f"budget of {run.budget / 2**30:.1f} GiB": run.strategy}
+    return {**BACKPROP, **own}
+
+
+def _planned(net: IRevNet, run: Run) -> Cost:
+    def peak(images: int) -> int:
+        with torch.autocast("cpu", torch.bfloat16, enabled=run.recipe.autocast == "bf16"):
+            return net.body.plan(torch.empty(images, 3, run.recipe.size, run.recipe.size, device="meta")).peak
+
+    return _cost(peak)
+
+
+def cost_of(net: nn.Module, size: int) -> Cost:
+    """What a training step of a whole network keeps, beside its parameters and their gradients, which stay.
+
+    The most that is there at any time in forward and backward, counted by
+    :func:`invertible.testing.measure_memory` without data, for batches of 8 and of 64.
+
+    Args:
+        net: in ``train`` mode, on the device ``"meta"``. It is left without gradients.
+        size: of the images, in pixels.
+
+    Example:
+        >>> import zoo
+        >>> from invertible import Reconstruct
+        >>> with torch.device("meta"):
+        ...     net = zoo.create("revnet38")
+        >>> stored = cost_of(net, 32)
+        >>> net.backprop = Reconstruct()
+        >>> cost_of(net, 32).per_image < 0.6 * stored.per_image
+        True
+    """
+
+    def peak(images: int) -> int:
+        for p in net.parameters():
+            p.grad = torch.zeros_like(p)
+        x = torch.empty(images, 3, size, size, device="meta")
+        _, memory = measure_memory(lambda: net(x).sum().backward(), "meta")
+        net.zero_grad()
+        return memory.peak
+
+    return _cost(peak)
+
+
+def _cost(peak: Callable[[int], int]) -> Cost:
+    few, many = 8, 64  # between them it is at most this: a peak is the largest of several, each linear in the batch
+    per_image = (peak(many) - (least := peak(few))) // (many - few)
+    return Cost(per_image, least - few * per_image)

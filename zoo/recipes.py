@@ -115,6 +115,21 @@ _PAPER_B = Recipe(
     top1="73.3 % by the paper's Table 1 (error 26.7 %); not run here",
 )
 
+_GOMEZ = "resnet/configs/imagenet_configs.py of https://github.com/renmengye/revnet-public (6f9ec0f)"
+
+
+def _of_gomez(model: str, top1: str) -> Recipe:
+    """The baselines' recipe, which the paper took over: its only other figure is the decay, of weights alone."""
+    return dataclasses.replace(
+        _PAPER_B,
+        name=f"gomez_{model}",
+        model=model,
+        decay_norms=False,
+        source=f"Gomez et al., 2017, https://arxiv.org/abs/1707.04585, and {_GOMEZ}",
+        top1=f"{top1}; not run here",
+    )
+
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -140,6 +155,10 @@ RECIPES: dict[str, Recipe] = {
             source=_RELEASED,
             top1="74.018 % by that repository's README; not run here",
         ),
+        _of_gomez("revnet56", "74.8 % by the i-RevNet paper's Table 1 (error 25.2 %)"),
+        _of_gomez("revnet104", "76.90 % by that repository's README (error 23.10 %)"),
+        _of_gomez("resnet50", "75.3 % by the i-RevNet paper's Table 1 (error 24.7 %)"),
+        _of_gomez("resnet101", "none is known by this recipe"),
         # Of torchvision's recipe for ResNet-50 (its issue 3995) what is known to gain most, and shorter.
         Recipe(
             name="modern",

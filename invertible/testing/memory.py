@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from invertible.backprop._counting import Watch
+
 __all__ = ["Memory", "measure_memory"]
 
 
@@ -25,13 +27,15 @@ def measure_memory(function: Callable[[], Any], device: torch.device | str = "cp
     """Runs a function and returns its result, and the bytes of tensors that it allocated on a device.
 
     Unlike hooks on saved tensors this sees all that is kept, on ``ctx``, in modules and in closures too. On the CPU it
-    reads the profiler's memory events, on CUDA the allocator's statistics.
+    reads the profiler's memory events, on CUDA the allocator's statistics. On ``"meta"``, where tensors have no data,
+    it adds up what operations return: what is kept is the same as on the CPU, but kernels' own workspace is no part of
+    the peak.
 
     What was allocated before and is freed in the call is not counted on the CPU.
 
     Args:
         function: what to run, with no arguments.
-        device: whose memory to count.
+        device: whose memory to count: the CPU's, that of a CUDA device, or ``"meta"``.
 
     Raises:
         RuntimeError: on the CPU, if a profiler is running already: there can be one only.
@@ -42,6 +46,10 @@ def measure_memory(function: Callable[[], Any], device: torch.device | str = "cp
         (4000, 8000)
     """
     device = torch.device(device)
+    if device.type == "meta":
+        with Watch() as watch:
+            result = function()
+        return result, Memory(watch.now, watch.peak)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
