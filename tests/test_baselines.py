@@ -246,6 +246,22 @@ def test_sizes_and_batches_that_do_not_fit(digits, tmp_path):
         Trainer(Run(small, digits), tmp_path)
 
 
+def test_a_network_that_does_not_classify(digits, tmp_path):
+    with pytest.raises(InputError, match="iunet has logits for each pixel; what is trained here classifies images"):
+        Trainer(Run(dataclasses.replace(DIGITS, model="iunet"), digits), tmp_path)
+
+
+def test_a_network_without_buffers(digits, tmp_path):
+    """It has layer norms only; a step that is taken back, for its loss is not finite, has none to put back."""
+    options = {"dim": 12, "depth": 2, "heads": 3, "patch_size": 8, "image_size": 16}
+    recipe = dataclasses.replace(DIGITS, model="revvit_s", model_options=options, size=16, resize=16, epochs=1)
+    trainer = Trainer(Run(dataclasses.replace(recipe, batch_size=360), digits), tmp_path)
+    with torch.no_grad():
+        next(trainer.net.parameters()).fill_(torch.nan)
+    trainer.fit(Reporter(Console(file=io.StringIO()), total=trainer.total))
+    assert trainer.books.skipped == trainer.total > 1
+
+
 def one_step(rank, kind):
     """Gradients of a step of two processes, whole, and the drift."""
     torch.manual_seed(0)

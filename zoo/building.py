@@ -12,6 +12,7 @@ from zoo.errors import InputError, reason
 from zoo.network import ReversibleNetwork
 from zoo.recipes import Recipe
 from zoo.run import GRIDS, Run
+from zoo.unet import IUNet
 
 __all__ = ["build", "configure", "find_device", "load_net", "make_deterministic", "optimizer_of"]
 
@@ -26,6 +27,8 @@ def build(recipe: Recipe, *, num_classes: int) -> nn.Module:
         net = registry.create(recipe.model, num_classes=num_classes, **recipe.model_options)
     except ValueError as error:
         raise InputError(str(error)) from None
+    if isinstance(net, IUNet):
+        raise InputError(f"{recipe.model} has logits for each pixel; what is trained here classifies images")
     divisor = getattr(net, "size_divisor", 1)
     for size in (recipe.size, recipe.evaluation_size):
         if size % divisor or size < 1:

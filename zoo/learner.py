@@ -79,7 +79,8 @@ class Learner:
             group["lr"] = lr
         self._at, self._trouble = f"at step {number}", ""
         self.optimizer.zero_grad()
-        torch._foreach_copy_(self._before, self._buffers)  # pyright: ignore[reportPrivateImportUsage]
+        if self._buffers:
+            torch._foreach_copy_(self._before, self._buffers)  # pyright: ignore[reportPrivateImportUsage]
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         drifts: list[float] = []
         for i, part in enumerate(parts):
@@ -156,7 +157,8 @@ class Learner:
     def _abandoned(self) -> Outcome:
         """Forgets a step: its gradients, and what it did to running statistics."""
         self.optimizer.zero_grad()
-        torch._foreach_copy_(self._buffers, self._before)  # pyright: ignore[reportPrivateImportUsage]
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._before)  # pyright: ignore[reportPrivateImportUsage]
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         return Outcome(sums, finite=False, drift=None, trouble=self._trouble)
 
