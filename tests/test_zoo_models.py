@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import zoo
-from invertible import Recompute, Reconstruct, Store
+from invertible import Budget, Recompute, Reconstruct, Store
 from tests.zoo_networks import randomize
 from zoo.cards import CARDS
 from zoo.dry_run import cost_of, flops_of
@@ -178,6 +178,13 @@ def trained(net, x, strategy):
     return {"logits": y.detach(), **grads, **{key: b.clone() for key, b in net.named_buffers()}}
 
 
+def assert_near(found, expected, strategy):
+    """The same up to rounding in double precision."""
+    for key, value in found.items():
+        error = (value - expected[key]).double().norm()
+        assert error <= 1e-8 * max(expected[key].double().norm(), 1), f"{strategy}: {key} is off by {error:.1e}"
+
+
 @every_model_with_values
 def test_a_training_step_leaves_the_same_behind_whatever_is_kept(name):
     options, x = thin(name)
@@ -188,10 +195,28 @@ def test_a_training_step_leaves_the_same_behind_whatever_is_kept(name):
     assert not buffers or any(not torch.equal(expected[key], b) for key, b in buffers.items())
     for strategy in (Recompute(), Reconstruct()) if hasattr(net, "backprop") else ():
         net.load_state_dict({**net.state_dict(), **buffers})
-        for key, found in trained(net, x, strategy).items():
-            error = (found - expected[key]).double().norm()
-            assert error <= 1e-8 * max(expected[key].double().norm(), 1), f"{strategy}: {key} is off by {error:.1e}"
+        assert_near(trained(net, x, strategy), expected, strategy)
         assert net.drift is not None or not isinstance(strategy, Reconstruct)
+
+
+@pytest.mark.slow
+@every_model
+def test_a_training_step_within_a_budget(name):
+    """The tightest one for networks of one chain, and one that is large enough for those that share it."""
+    options, x = thin(name)
+    net, x = randomize(zoo.create(name, **options), 0.01).double(), x.double()
+    if not hasattr(net, "backprop"):
+        return
+    buffers = {key: b.clone() for key, b in net.named_buffers()}
+    expected = trained(net, x, Store())
+    net.load_state_dict({**net.state_dict(), **buffers})
+    if len(net.chains) == 1:
+        with pytest.raises(ValueError, match="bytes at least for this input, got 1") as refused:
+            trained(net, x, Budget(1))
+        budget = Budget(int(re.search(r"needs (\d+) bytes", str(refused.value))[1]))
+    else:
+        budget = Budget(10**10)
+    assert_near(trained(net, x, budget), expected, budget)
 
 
 @every_model_with_values
