@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
@@ -28,6 +29,7 @@ sys.path[:0] = [str(DOCS.parent), str(DOCS)]
 import invertible  # noqa: E402
 import zoo  # noqa: E402
 from invertible.testing import LAWS  # noqa: E402
+from tests.broken_layers import BROKEN, Broken  # noqa: E402
 from zoo.cards import COSTS, HEADER, cells, costs  # noqa: E402
 
 project = "invertible"
@@ -116,6 +118,27 @@ def insert_cards(app: Sphinx, document: str, content: list[str]) -> None:
         for mark, header, row in (("<!-- cards -->", HEADER, cells), ("<!-- costs -->", ("model", *COSTS), costs)):
             rows = [header, ["---"] * len(header), *map(row, zoo.names())]
             content[0] = content[0].replace(mark, "\n".join(f"| {' | '.join(each)} |" for each in rows))
+
+
+def insert_broken_layers(app: Sphinx, document: str, content: list[str]) -> None:
+    """Writes the table of peers' bugs: tries each law, and tells what it says."""
+    if document == "testing":
+        rows = ["| library | its bug | law | which says |", "|---|---|---|---|"]
+        for each in BROKEN:
+            if each.peer is not None:
+                found = " ".join(said_of(each).split())
+                rows.append(f"| {each.peer} | {each.bug} | {{any}}`{each.law.__name__}` | {found} |")
+        content[0] = content[0].replace("<!-- broken -->", "\n".join(rows))
+
+
+def said_of(broken: Broken) -> str:
+    """The first line of the error that a broken layer meets."""
+    torch.manual_seed(0)
+    try:
+        broken.law(broken.layer, torch.randn(2, 3, 6, 6, dtype=torch.float64))
+    except Exception as error:  # noqa: BLE001 (that of the layer, too)
+        return next(line for line in str(error).splitlines() if line.strip())
+    raise RuntimeError(f"{type(broken.layer).__name__} is refused by no law")
 
 
 def with_alias(text: str, write: object) -> str:
@@ -211,6 +234,7 @@ def setup(app: Sphinx) -> None:
     app.connect("config-inited", remove_stale_pages)
     app.connect("include-read", rebase_links)
     app.connect("source-read", insert_cards)
+    app.connect("source-read", insert_broken_layers)
     app.connect("autodoc-process-signature", process_signature)
     app.connect("autodoc-process-bases", process_bases)
     app.connect("autodoc-process-docstring", process_docstring, priority=400)  # before napoleon

@@ -147,6 +147,8 @@ def keeps_form(module: Layer, x: Value, /, *, condition: Value | None = None, at
     """Dtype, device, batch and channels-last layout pass through; ``inverse`` gives back the input's shape."""
     for form in (x, map_value(as_channels_last, x)):
         y = module(form, condition=condition)
+        if isinstance(form, Tensor) and isinstance(y, tuple) and len(y) == 1:
+            fail("one stream came out as a tuple of one, not as a tensor")
         back = module.inverse(y, condition=condition)
         given = list(leaves(form))
         for result in (*leaves(y), *leaves(back)):
@@ -262,6 +264,9 @@ def survives_copying(module: Layer, x: Value, /, *, condition: Value | None = No
             parts = cast("Collection[object]", value) if isinstance(value, (list, tuple, set)) else [value]
             if any(isinstance(part, Tensor) for part in parts):  # lost with the checkpoint, left behind by .to(device)
                 fail(f"{type(part).__name__}.{key} holds a tensor that is neither parameter nor buffer")
+    for key, parameter in module.named_parameters():
+        if not (parameter.is_floating_point() or parameter.is_complex()):  # an average of the weights would round it
+            fail(f"{key} is a parameter of integers: constants are buffers")
     y = module(x, condition=condition)
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
