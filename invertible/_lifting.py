@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._space import parts_of
 from .grid import Grid
 
 __all__ = ["Lift", "analysed", "lifted", "synthesised", "unlifted"]
@@ -70,7 +71,7 @@ def analysed(x: Tensor, dims: Sequence[int], split: Callable[[Pair, int], Pair])
     """The bands of ``x``, of which the dimension that is split last varies fastest."""
     bands = [x]
     for dim in dims:
-        pairs = [band.unflatten(dim, (band.shape[dim] // 2, 2)).unbind(dim + 1) for band in bands]
+        pairs = [parts_of(band, dim, (band.shape[dim] // 2, 2), dim + 1) for band in bands]
         bands = [band for even, odd in pairs for band in split((even, odd), dim)]
     return bands
 

@@ -1,12 +1,13 @@
 """Options for each spatial dimension, and what is said of sizes that don't fit."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
 from . import _check
 
-__all__ = ["DIMENSIONS", "check_divisible", "each", "fitted", "per_dimension"]
+__all__ = ["DIMENSIONS", "check_divisible", "each", "fitted", "parts_of", "per_dimension"]
 
 DIMENSIONS = {1: "length", 2: "height and width", 3: "depth, height and width"}
 """What the spatial dimensions are called, by their number."""
@@ -40,3 +41,8 @@ def check_divisible(module: nn.Module, x: Tensor, factors: tuple[int, ...], by: 
     """Refuses an image whose size is not divisible by its factors."""
     if any(size % factor for size, factor in zip(x.shape[2:], factors, strict=True)):
         raise _check.value_error(module, f"{DIMENSIONS[len(factors)]} must be divisible by {by}", x)
+
+
+def parts_of(x: Tensor, dim: int, sizes: tuple[int, int], kind: int) -> tuple[Tensor, ...]:
+    """Views of ``x`` after a dimension is taken apart into two: one for each index of that at ``kind``."""
+    return cast("Tensor", x.unflatten(dim, sizes)).unbind(kind)

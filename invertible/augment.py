@@ -41,8 +41,9 @@ class Augment(InvertibleModule[Tensor, Tensor]):
     Args:
         channels: of noise.
         distribution: what the noise is drawn from, element by element: an object with ``sample(shape)`` and
-            ``log_prob(noise)``, both of that shape, such as ``torch.distributions.Uniform(0.0, 1.0)``. ``None`` for
-            the standard normal one. It is not trained.
+            ``log_prob(noise)``, both of that shape, such as ``torch.distributions.Laplace(0.0, 1.0)``. ``None`` for
+            the standard normal one. It is not trained. Those of torch compute in the dtype of their parameters, and
+            must be built with ``validate_args=False`` to be compiled.
 
     Shape:
         - Input: ``(batch, data_channels, ...)``

@@ -185,10 +185,6 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
         return own if self.downsample is None else max(own, self.downsample.exactness)
 
     @property
-    def _is_tall(self) -> bool:
-        return not self.bijective
-
-    @property
     def keeps_grid(self) -> bool:
         return self.transform.keeps_grid and (self.downsample is None or self.downsample.keeps_grid)
 

@@ -111,7 +111,10 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
         A layer that is stochastic and has a left inverse returns minus the log-density of its noise instead, which
         adds up with that of any layer.
         """
-        return not self.bijective and not self.stochastic
+        if self.bijective:
+            return False
+        causes = [layer for _, layer in self._on_grid() if not layer.bijective]
+        return any(layer._is_tall for layer in causes) if causes else not self.stochastic
 
     @abc.abstractmethod
     def forward(self, x: X, *, condition: Value | None = None) -> Y:

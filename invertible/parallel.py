@@ -1,7 +1,7 @@
 """One layer for each stream."""
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,10 +78,6 @@ class Parallel(InvertibleModule[tuple[Any, ...], tuple[Any, ...]]):
     @property
     def stochastic(self) -> bool:
         return any(layer.stochastic for layer in self)
-
-    @property
-    def _is_tall(self) -> bool:
-        return any(cast("Any", layer)._is_tall for layer in self)
 
     @walked
     def forward(self, x: tuple[Any, ...], *, condition: Value | None = None) -> tuple[Any, ...]:

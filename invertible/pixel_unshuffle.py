@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from . import _check
-from ._space import check_divisible, each, fitted, per_dimension
+from ._space import check_divisible, each, fitted, parts_of, per_dimension
 from ._value import Value, is_channels_last
 from .module import InvertibleModule
 
@@ -62,8 +62,8 @@ class PixelUnshuffle(InvertibleModule[Tensor, Tensor]):
 
     Raises:
         TypeError: if a factor is not an integer, or the input is not a tensor.
-        ValueError: if a factor is below 1, the order is unknown, the checkerboard has an odd factor, or the input's size is not
-            divisible.
+        ValueError: if a factor is below 1, the order is unknown, the checkerboard has an odd factor, or the input's
+            size is not divisible.
 
     Example:
         >>> image = torch.arange(16.).view(1, 1, 4, 4)
@@ -118,9 +118,7 @@ class PixelUnshuffle(InvertibleModule[Tensor, Tensor]):
             return self._moved(x.movedim(1, -1), coarse, fine, lengths, -1, down=down).movedim(-1, 1)
         return self._moved(x, f"b {channels} {small}", f"b c {large}", lengths, 1, down=down)
 
-    def _moved(
-        self, x: Tensor, coarse: str, fine: str, lengths: dict[str, int], axis: int, *, down: bool
-    ) -> Tensor:
+    def _moved(self, x: Tensor, coarse: str, fine: str, lengths: dict[str, int], axis: int, *, down: bool) -> Tensor:
         if self.order != "checkerboard":
             return rearrange(x, f"{fine} -> {coarse}" if down else f"{coarse} -> {fine}", **lengths)
         order = _by_colour(tuple(lengths.values()))
@@ -141,5 +139,5 @@ def _by_colour(factors: tuple[int, ...]) -> list[int]:
 
 
 def _reordered(x: Tensor, order: Sequence[int], axis: int) -> Tensor:
-    groups = x.unflatten(axis, (len(order), x.shape[axis] // len(order))).unbind(-2 if axis < 0 else 1)
+    groups = parts_of(x, axis, (len(order), x.shape[axis] // len(order)), -2 if axis < 0 else 1)
     return torch.cat([groups[k] for k in order], axis)

@@ -288,10 +288,6 @@ class Sequential(InvertibleModule[Any, Any]):
     def stochastic(self) -> bool:
         return any(layer.stochastic for layer in self)
 
-    @property
-    def _is_tall(self) -> bool:
-        return any(cast("Any", layer)._is_tall for layer in self)
-
     @walked
     def forward(self, x: Any, *, condition: Value | None = None) -> Any:
         return self._run("forward", x, condition)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _check
 from ._lifting import Lift, Pair, analysed, lifted, synthesised, unlifted
-from ._space import check_divisible, each, fitted, per_dimension
+from ._space import check_divisible, each, fitted, parts_of, per_dimension
 from ._value import Value, is_channels_last
 from .module import InvertibleModule, zero_log_det
 
@@ -54,7 +54,7 @@ class _Wavelet(InvertibleModule[Tensor, Tensor]):
         bands = 2 ** len(dims)
         if y.shape[axis] % bands:
             raise _check.value_error(self, f"channels must be divisible by {bands}", y.movedim(axis, 1))
-        parts = self._scaled(y, dims).unflatten(axis, (bands, y.shape[axis] // bands)).unbind(-2 if axis < 0 else 1)
+        parts = parts_of(self._scaled(y, dims), axis, (bands, y.shape[axis] // bands), -2 if axis < 0 else 1)
         return synthesised(parts, dims, self._join).movedim(axis, 1)
 
     def forward_and_log_det(self, x: Tensor, *, condition: Value | None = None) -> tuple[Tensor, Tensor]:

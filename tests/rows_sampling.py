@@ -119,8 +119,8 @@ ROWS: dict[str, Row] = {
         lambda draw: inv.PixelUnshuffle(factors(draw, [2, 4]), order="checkerboard"),
         lambda draw, m: divisible(draw, m, 1),
         rejects={
-            "PixelUnshuffle(downscale_factor=(2, 1), order='checkerboard'): a checkerboard needs even factors, for with "
-            "odd ones its colours change places from block to block, got (2, 1).": lambda: inv.PixelUnshuffle(
+            "PixelUnshuffle(downscale_factor=(2, 1), order='checkerboard'): a checkerboard needs even factors, for "
+            "with odd ones its colours change places from block to block, got (2, 1).": lambda: inv.PixelUnshuffle(
                 (2, 1), order="checkerboard"
             ),
         },
@@ -180,8 +180,8 @@ ROWS: dict[str, Row] = {
         lambda draw: inv.LeGall53(wavelet_factor(draw)),
         divisible,
         rejects={
-            "LeGall53: downscale_factor must be 2, or 1 or 2 for each of one to three dimensions, got (2, 3).": lambda: (
-                inv.LeGall53((2, 3))
+            "LeGall53: downscale_factor must be 2, or 1 or 2 for each of one to three dimensions, got (2, 3).": (
+                lambda: inv.LeGall53((2, 3))
             ),
             "LeGall53(): length must be divisible by 2, got a tensor of shape (1, 1, 3).": lambda: inv.LeGall53()(
                 torch.zeros(1, 1, 3)
