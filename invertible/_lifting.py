@@ -62,6 +62,8 @@ def _stepped(samples: Sequence[Tensor], lift: Lift, sign: int, dim: int, grid: G
 def _neighbour(x: Tensor, dim: int, reach: int) -> Tensor:
     """The next sample or the previous one, at the border the last or the first: there the signal is mirrored."""
     length = x.shape[dim]
+    if not length:
+        return x
     if reach > 0:
         return torch.cat((x.narrow(dim, 1, length - 1), x.narrow(dim, length - 1, 1)), dim)
     return torch.cat((x.narrow(dim, 0, 1), x.narrow(dim, 0, length - 1)), dim)

@@ -27,11 +27,11 @@ class Augment(InvertibleModule[Tensor, Tensor]):
     channels it drops. They are no Jacobian's, and add up in a :class:`Sequential` whatever follows.
 
     In ``eval``, too, noise is drawn, from torch's global generator, and it is the same in the replay of every strategy
-    of backpropagation. Of the laws of the contract, those that compare two outputs of one input don't hold, as the
-    noise is another one each time: ``projects_if_injective``, ``treats_samples_alone``, ``survives_copying``,
-    ``log_det_matches_autograd`` and ``derivatives_are_right``. ``inverse(forward(x))`` is ``x``, bit for bit, so the
-    layer is exact; ``forward(inverse(y))`` holds other noise than ``y``, so it is not bijective; any ``y`` could have
-    been drawn, so ``off_range`` is 0.
+    of backpropagation. Of the laws of the contract, those that compare two outputs of one input are not claimed, as
+    the noise is another one each time: ``projects_if_injective``, ``treats_samples_alone`` and
+    ``log_det_matches_autograd``. ``inverse(forward(x))`` is ``x``, bit for bit, so the layer is exact;
+    ``forward(inverse(y))`` holds other noise than ``y``, so it is not bijective; any ``y`` could have been drawn, so
+    ``off_range`` is 0.
 
     Source: augmented normalizing flows (Huang et al., 2020), https://arxiv.org/abs/2002.07101; VFlow (Chen et al.,
     2020), https://arxiv.org/abs/2002.09741; in the vocabulary of SurVAE Flows (Nielsen et al., 2020),

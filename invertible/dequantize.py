@@ -37,9 +37,10 @@ class Dequantize(InvertibleModule[Tensor, Tensor]):
     ``forward`` refuses what is not on the levels, and to see that it waits for a GPU; while ``torch.compile``,
     ``torch.export`` or ``torch.func`` trace it, it does not look. In ``eval``, too, noise is drawn, from torch's global
     generator, and it is the same in the replay of every strategy of backpropagation. Of the laws of the contract,
-    those that compare two outputs of one input don't hold, as the noise is another one each time:
-    ``projects_if_injective``, ``treats_samples_alone``, ``survives_copying``, ``log_det_matches_autograd`` and
-    ``derivatives_are_right``. ``forward(inverse(y))`` is another point of the same cell, so the layer is not bijective.
+    those that compare two outputs of one input are not claimed, as the noise is another one each time:
+    ``projects_if_injective``, ``treats_samples_alone`` and ``log_det_matches_autograd``; nor is
+    ``derivatives_are_right``, as whole numbers have no neighbours. ``forward(inverse(y))`` is another point of the same
+    cell, so the layer is not bijective.
 
     Source: RNADE (Uria et al., 2013), https://arxiv.org/abs/1306.0186; the bound is that of Theis et al.,
     2016, https://arxiv.org/abs/1511.01844; in the vocabulary of SurVAE Flows (Nielsen et al., 2020),
