@@ -107,7 +107,7 @@ class Haar(_LiftedWavelet):
     are the averages :math:`(x_{2n} + x_{2n+1}) / 2`, smaller by :math:`\sqrt 2` than the orthogonal ones, and the high
     ones are larger by as much. On a :class:`Grid` it is exact, bit for bit: what is added is rounded down to the grid,
     so that on ``Grid(0)``, for whole numbers, it is the S-transform :math:`l_n = \lfloor (x_{2n} + x_{2n+1}) / 2
-    \rfloor`. (So it is on any other grid in multiples of its step, for values below an eighth of the limit.) The
+    \rfloor`. (So it is on any other grid in multiples of its step, for values below a 32nd of the limit.) The
     gradient passes as if nothing were rounded. Without a grid nothing is rounded to one, and the orthogonal kind is
     refused on a grid.
 
@@ -176,7 +176,8 @@ class LeGall53(_LiftedWavelet):
     where the signal is mirrored at its borders (:math:`x_{-1} = x_1`, and :math:`x_{N} = x_{N-2}`): the high
     frequencies are what a straight line through the neighbours does not predict, and vanish where the image is
     linear. More dimensions are transformed one after another, the first one first, as in the standard, where columns
-    precede rows. The log-determinant is 0; the map is not orthogonal.
+    precede rows. The log-determinant is 0. The map is not orthogonal: in each dimension it changes lengths by factors
+    from 0.64 to 1.55 (singular values, found numerically for 8 to 256 pixels).
 
     On a :class:`Grid` it is exact, bit for bit. The first step is rounded down to the grid, and the second to the
     nearest, ties up, so that on ``Grid(0)``, for whole numbers, it is the standard's reversible transform,
@@ -185,8 +186,8 @@ class LeGall53(_LiftedWavelet):
         h_n = x_{2n+1} - \lfloor \tfrac12 (x_{2n} + x_{2n+2}) \rfloor, \qquad
         l_n = x_{2n} + \lfloor \tfrac14 (h_{n-1} + h_n + 2) \rfloor.
 
-    (So it is on any other grid in multiples of its step, for values below an eighth of the limit.) The gradient passes
-    as if nothing were rounded. Without a grid nothing is.
+    (So it is on any other grid in multiples of its step, for values below a 32nd of the limit.) The gradient passes as
+    if nothing were rounded. Without a grid nothing is.
 
     The order of the output's channels is that of :class:`Haar`: bands, low before high, and in each all channels.
 

@@ -1,6 +1,7 @@
 """What the laws cannot say of downsampling and of noise: the numbers themselves, against definitions written here."""
 
 import copy
+import io
 import itertools
 import math
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, features
 from torch import nn
 
 import invertible as inv
@@ -140,14 +142,32 @@ def test_wavelets_without_a_grid(size, factors):
 @pytest.mark.parametrize("grid", [Grid(0), Grid(0, torch.float32), Grid(8), Grid(16, torch.float32)], ids=repr)
 @pytest.mark.parametrize(("size", "factors"), SHAPES)
 def test_wavelets_of_whole_numbers_are_the_published_integer_transforms(size, factors, grid):
-    """In steps of the grid; negative ones, too, for the second dimension has such."""
-    x = torch.randint(-256, 256, (2, 2, *size))
+    """In steps of the grid, up to a 32nd of its limit; each dimension may double values."""
+    top = int(grid.limit / grid.step) // 32 if grid.dtype == torch.float32 else 2**44
+    x = torch.randint(-top, top, (2, 2, *size))
     for layer, transform in ((Haar(factors, lifting=True), s_transform), (LeGall53(factors), jpeg2000)):
         net = Sequential(layer, grid=grid)
-        y = net((x * grid.step).double())
+        y = net(x.double() * grid.step)
         assert y.dtype == grid.dtype
         assert torch.equal((y / grid.step).long(), separably(transform, x, factors))
         assert torch.equal((net.inverse(y) / grid.step).long(), x)
+
+
+@pytest.mark.skipif(not features.check("jpg_2000"), reason="Pillow has no JPEG 2000")
+def test_low_frequencies_are_those_of_another_implementation():
+    """OpenJPEG's, decoded at half the size: the order of the dimensions matters, too, as each one rounds."""
+    image = nn.functional.avg_pool2d(
+        torch.randint(0, 256, (1, 1, 18, 26)).double(), 3, 1
+    ).round()  # smooth: no clipping
+    file = io.BytesIO()
+    Image.fromarray(image[0, 0].byte().numpy()).save(file, "JPEG2000", irreversible=False, num_resolutions=2)
+    with Image.open(file) as reader:
+        reader.reduce = 1
+        expected = torch.frombuffer(bytearray(reader.tobytes()), dtype=torch.uint8).view(8, 12).long()
+    y = Sequential(LeGall53(), grid=Grid(0))(image - 128)
+    assert torch.equal(y[0, 0].long() + 128, expected)
+    turned = Sequential(LeGall53(), grid=Grid(0))(image.mT - 128)
+    assert not torch.equal(turned[0, 0].mT.long() + 128, expected)
 
 
 def test_an_image_of_8_bits_comes_back_through_many_levels():
@@ -232,6 +252,20 @@ def test_compiled_as_a_whole(layer):
     torch.manual_seed(3)
     for a, b in zip(found, both(x), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", [*WAVELETS[1:], Dequantize(255), Augment(2), Pad(4, multiple_of=3)], ids=repr)
+def test_by_the_default_compiler(layer):
+    """The grid's bits are those without it, and no level is lost."""
+    torch.compiler.reset()
+    net = Sequential(copy.deepcopy(layer), grid=Grid(0) if layer in WAVELETS else None)
+    x = torch.randint(0, 255, (64, 16, 4, 4)).double() if layer in WAVELETS else levels(64, 16, 4, 4) * 15
+    y = torch.compile(net, fullgraph=True)(x)
+    back = torch.compile(net.inverse, fullgraph=True)(y)
+    assert torch.equal(back, x)
+    if not layer.stochastic:
+        assert torch.equal(y, net(x))
 
 
 @pytest.mark.filterwarnings("ignore:.*jit.script:FutureWarning", "ignore:.*jit.script:DeprecationWarning")
