@@ -171,7 +171,7 @@ ROWS: dict[str, Row] = {
     "Haar on a grid": Row(
         inv.Haar,
         lambda draw: on_grid(inv.Haar(wavelet_factor(draw), lifting=True)),
-        lambda draw, m: m.snap(divisible(draw, m[0])),
+        lambda draw, m: m.snap(divisible(draw, m[0], 1)),
     ),
     "LeGall53": Row(
         inv.LeGall53,
@@ -191,7 +191,7 @@ ROWS: dict[str, Row] = {
     "LeGall53 on a grid": Row(
         inv.LeGall53,
         lambda draw: on_grid(inv.LeGall53(wavelet_factor(draw))),
-        lambda draw, m: m.snap(divisible(draw, m[0])),
+        lambda draw, m: m.snap(divisible(draw, m[0], 1)),
     ),
     "Pad": Row(
         inv.Pad,
