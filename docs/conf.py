@@ -169,8 +169,13 @@ def process_signature(
 
 
 def process_bases(app: Sphinx, name: str, obj: type, options: object, bases: list) -> None:
-    """Writes the bases with aliases, too."""
-    bases[:] = [with_alias(restify(base, "smart"), restify) for base in bases]
+    """Writes the bases with aliases, too, and in place of a private one the public one that it has."""
+    bases[:] = [with_alias(restify(public_base(base), "smart"), restify) for base in bases]
+
+
+def public_base(base: type) -> type:
+    """The class itself, or what it is made from, if its name is private."""
+    return public_base(base.__orig_bases__[0]) if base.__name__.startswith("_") else base
 
 
 def process_docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:

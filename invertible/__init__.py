@@ -1,14 +1,17 @@
 """Deep networks that run backwards: composable invertible layers for PyTorch."""
 
 from ._estimate import ErrorEstimate
+from .augment import Augment
 from .backprop._drift import DriftError, DriftWarning, InexactInverseError, NondeterministicBlockError
 from .backprop.strategies import Budget, Recompute, Reconstruct, Store
 from .coupling import Additive, Coupling, CouplingTransform
+from .dequantize import Dequantize
 from .grid import Grid, StreamRangeError
 from .identity import Identity
 from .inverse import Inverse
 from .latent import EnvironmentMismatch, Latent
 from .module import Exactness, InvertibleModule, Value
+from .pad import Pad
 from .pad_split import PadSplit
 from .parallel import Parallel
 from .permute import Permute
@@ -16,27 +19,33 @@ from .pixel_unshuffle import PixelUnshuffle
 from .sequential import Sequential
 from .split import Merge, Split
 from .swap import Swap
+from .wavelets import Haar, LeGall53
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Additive",
+    "Augment",
     "Budget",
     "Coupling",
     "CouplingTransform",
+    "Dequantize",
     "DriftError",
     "DriftWarning",
     "EnvironmentMismatch",
     "ErrorEstimate",
     "Exactness",
     "Grid",
+    "Haar",
     "Identity",
     "InexactInverseError",
     "Inverse",
     "InvertibleModule",
     "Latent",
+    "LeGall53",
     "Merge",
     "NondeterministicBlockError",
+    "Pad",
     "PadSplit",
     "Parallel",
     "Permute",

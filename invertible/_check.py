@@ -102,5 +102,5 @@ def has_log_det(module: nn.Module, layers: Sequence[Any]) -> None:
                 f"{type(module).__name__}: has no log-determinant, because layer {position}, {name(layer)}, is not "
                 f"isometric and follows layer {injective}, {name(layers[injective])}, which is not bijective."
             )
-        if injective is None and not layer.bijective:
+        if injective is None and layer._is_tall:
             injective = position

@@ -104,6 +104,18 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
         """Whether two calls with the same input may differ, as with dropout in training mode."""
         return False
 
+    @property
+    def _is_tall(self) -> bool:
+        """Whether the log-determinant is that of a Jacobian with more rows than columns: it adds up before isometries.
+
+        A layer that is stochastic and has a left inverse returns minus the log-density of its noise instead, which
+        adds up with that of any layer.
+        """
+        if self.bijective:
+            return False
+        causes = [layer for _, layer in self._on_grid() if not layer.bijective]
+        return any(layer._is_tall for layer in causes) if causes else not self.stochastic
+
     @abc.abstractmethod
     def forward(self, x: X, *, condition: Value | None = None) -> Y:
         """Maps ``x`` to ``y``. A layer without use for a ``condition`` ignores it."""

@@ -63,7 +63,7 @@ class Sequential(InvertibleModule[Any, Any]):
             on a grid, if the input is not floating point, or ``inverse`` is given values in a narrower dtype.
         StreamRangeError: on a grid, if a value reaches its limit.
         ValueError: if a layer does not keep the grid, or is on another one; from the log-determinants, if a layer that
-            is not isometric follows one that is not bijective.
+            is not isometric follows an injective one.
 
     Example:
         >>> net = Sequential(PixelUnshuffle(2), Split(), Coupling(nn.Tanh()), Merge())

@@ -192,7 +192,9 @@ ROWS = {
             ),
             "PixelUnshuffle: downscale_factor must be an integer, got 2.0.": lambda: inv.PixelUnshuffle((2.0, 2)),
             "PixelUnshuffle: downscale_factor must be an integer, got '22'.": lambda: inv.PixelUnshuffle("22"),
-            "order must be 'channel_major' or 'pixel_major', got 'rows'.": lambda: inv.PixelUnshuffle(2, order="rows"),
+            "order must be 'channel_major', 'pixel_major', 'checkerboard' or 'patch', got 'rows'.": lambda: (
+                inv.PixelUnshuffle(2, order="rows")
+            ),
         },
     ),
     "Permute": Row(

@@ -20,11 +20,13 @@ HELPERS = {
     "_compiled",
     "_function",
     "_fused",
+    "_lifting",
     "_noise",
     "_products",
     "_random",
     "_range",
     "_running",
+    "_space",
     "_tracing",
     "grid",
 }
@@ -64,7 +66,7 @@ def test_every_layer_has_a_row():
 
 
 def test_every_layer_is_in_the_file_of_its_name():
-    families = {"coupling", "split"}
+    families = {"coupling", "split", "wavelets"}
     for layer in layers():
         file = layer.__module__.removeprefix("invertible.")
         assert file in families or file == "".join(f"_{c.lower()}" if c.isupper() else c for c in layer.__name__)[1:]

@@ -44,6 +44,13 @@ def gradcheck(module: nn.Module, call: Callable[[Value], Value], value: Value) -
     torch.autograd.gradcheck(flat, (*inputs, *parameters), fast_mode=True)
 
 
+def under_one_seed(call: Callable[[], Any]) -> Any:
+    """Returns ``call()``, with the same random numbers each time; the caller's stream stays where it is."""
+    with cast("Any", torch.random).fork_rng():
+        torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
+        return call()
+
+
 def directions(module: Layer, x: Value, condition: Value | None) -> Iterator[tuple[str, Callable[..., Any]]]:
     """Yields the methods of both directions by name; those of the log-determinant, if the layer has one."""
     yield "forward", module

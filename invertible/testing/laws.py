@@ -30,6 +30,7 @@ from invertible.testing._compare import (
     slogdet,
     snapped,
     tensors_of,
+    under_one_seed,
 )
 
 __all__ = [
@@ -257,7 +258,10 @@ def treats_samples_alone(
 
 
 def survives_copying(module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None) -> None:
-    """``deepcopy``, pickling and a ``state_dict`` through a file give the same outputs; it holds every tensor."""
+    """``deepcopy``, pickling and a ``state_dict`` through a file give the same outputs; it holds every tensor.
+
+    Each copy runs under one seed, so that it draws the same random numbers if it draws any.
+    """
     module = copy.deepcopy(module).eval()
     for part in cast("Iterable[nn.Module]", module.modules()):
         for key, value in vars(part).items():
@@ -267,7 +271,7 @@ def survives_copying(module: Layer, x: Value, /, *, condition: Value | None = No
     for key, parameter in module.named_parameters():
         if not (parameter.is_floating_point() or parameter.is_complex()):  # an average of the weights would round it
             fail(f"{key} is a parameter of integers: constants are buffers")
-    y = module(x, condition=condition)
+    y = under_one_seed(lambda: module(x, condition=condition))
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
     file.seek(0)
@@ -282,7 +286,8 @@ def survives_copying(module: Layer, x: Value, /, *, condition: Value | None = No
         "state_dict": reloaded,
     }
     for how, other in copies.items():
-        for a, b in zip(leaves(other(x, condition=condition)), leaves(y), strict=True):
+        found = under_one_seed(lambda other=other: other(x, condition=condition))
+        for a, b in zip(leaves(found), leaves(y), strict=True):
             if not equal(a, b):
                 fail(f"the output differs after {how}")
 
@@ -310,13 +315,16 @@ def log_det_matches_autograd(
 def derivatives_are_right(
     module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None
 ) -> None:
-    """In float64, autograd's derivatives in both directions agree with finite differences (``gradcheck``)."""
+    """In float64, autograd's derivatives in both directions agree with finite differences (``gradcheck``).
+
+    Each run is under one seed, so that random numbers are the same at all points.
+    """
     if any(t.dtype != torch.float64 for t in leaves(x)):
         return
     module = copy.deepcopy(module).eval()
     y = map_value(Tensor.detach, module(x, condition=condition))
-    gradcheck(module, lambda value: module(value, condition=condition), x)
-    gradcheck(module, lambda value: module.inverse(value, condition=condition), y)
+    gradcheck(module, lambda value: under_one_seed(lambda: module(value, condition=condition)), x)
+    gradcheck(module, lambda value: under_one_seed(lambda: module.inverse(value, condition=condition)), y)
 
 
 LAWS: tuple[Law, ...] = (
