@@ -210,3 +210,14 @@ def test_a_budget_is_an_int():
 
 def test_a_network_with_buffers_alone_is_planned_on_meta():
     assert Sequential(inv.Permute.reversed(8), backprop=Store()).plan(torch.randn(16, 8, device="meta")).peak > 0
+
+
+def test_planning_through_a_network_on_a_grid_of_its_own():
+    """What leaves the inner grid is looked for by its place in memory, which tensors without data have, too."""
+    inner = Sequential(Coupling(nn.Tanh()), grid="exact")
+    net = Sequential(Coupling(nn.Tanh()), inner, backprop=Budget(2**30))
+    pair = tuple(torch.randn(2, 3, requires_grad=True) for _ in "ab")
+    assert net.plan(pair).peak > 0
+    expected = [t.detach() for t in net(pair)]
+    net.backprop = Store()
+    assert all(torch.equal(a, b) for a, b in zip(net(pair), expected, strict=True))

@@ -258,8 +258,8 @@ class Chain:
             return None
         before = {edge[0] for edge in tensor.grad_fn.next_functions}
         for key, link in self._links.items():
-            same = link.tensor.data_ptr() == tensor.data_ptr() and link.tensor.stride() == tensor.stride()
-            if same and link.tensor.shape == tensor.shape and link.tensor.grad_fn in before:
+            same = link.tensor.shape == tensor.shape and link.tensor.stride() == tensor.stride()
+            if same and link.tensor.grad_fn in before and _place(link.tensor) == _place(tensor):
                 return self._links.pop(key)
         return None
 
@@ -270,6 +270,11 @@ class Chain:
             self._links[id(tensor)] = _Link(
                 tensor, tensor._version, cells[i] if cells else None, fresh, layer.grid is not None
             )
+
+
+def _place(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor lies, with data or without."""
+    return tensor.untyped_storage()._cdata, int(tensor.storage_offset())  # pyright: ignore[reportPrivateUsage]
 
 
 def _sealed(tensors: Sequence[Tensor], links: Sequence[_Link]) -> list[Tensor]:
