@@ -33,6 +33,8 @@ class Augment(InvertibleModule[Tensor, Tensor]):
     ``forward(inverse(y))`` holds other noise than ``y``, so it is not bijective; any ``y`` could have been drawn, so
     ``off_range`` is 0.
 
+    Cost: a draw for each element of the new channels; with the log-determinant their density, too.
+
     Source: augmented normalizing flows (Huang et al., 2020), https://arxiv.org/abs/2002.07101; VFlow (Chen et al.,
     2020), https://arxiv.org/abs/2002.09741; in the vocabulary of SurVAE Flows (Nielsen et al., 2020),
     https://arxiv.org/abs/2007.02731, it is the stochastic right inverse of slicing, a generative surjection. Their

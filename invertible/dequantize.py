@@ -42,6 +42,8 @@ class Dequantize(InvertibleModule[Tensor, Tensor]):
     ``derivatives_are_right``, as whole numbers have no neighbours. ``forward(inverse(y))`` is another point of the same
     cell, so the layer is not bijective.
 
+    Cost: a draw for each element.
+
     Source: RNADE (Uria et al., 2013), https://arxiv.org/abs/1306.0186; the bound is that of Theis et al.,
     2016, https://arxiv.org/abs/1511.01844; in the vocabulary of SurVAE Flows (Nielsen et al., 2020),
     https://arxiv.org/abs/2007.02731, it is the stochastic right inverse of rounding, a generative surjection. Their

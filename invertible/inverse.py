@@ -26,6 +26,8 @@ class Inverse(InvertibleModule[Y, X], Generic[X, Y]):
     ``Inverse(net)(x)`` in training mode is the trained direction and moves the buffers of the functions inside,
     as ``net(x)`` does; ``Inverse(net).inverse`` then leaves them alone. Parameters are shared with the layer.
 
+    Cost: that of the layer's other direction.
+
     Args:
         layer: a bijective layer.
 

@@ -23,6 +23,8 @@ class Parallel(InvertibleModule[tuple[Any, ...], tuple[Any, ...]]):
 
     The weakest layer decides the properties; the log-determinants add up. All layers see the same ``condition``.
 
+    Cost: that of the layers.
+
     Args:
         layers: one for each stream, at least one; the same layer may serve several.
 

@@ -47,6 +47,8 @@ class Sequential(InvertibleModule[Any, Any]):
     The weakest layer decides the properties. Log-determinants add up, except that after an injective layer only
     isometric ones may follow: :math:`\det J^\top J` of a product is no product otherwise.
 
+    Cost: that of the layers.
+
     Args:
         layers: the layers in the order of ``forward``; or one mapping from names to layers.
         backprop: what is kept for the gradients: :class:`Store`, :class:`Recompute`, :class:`Reconstruct` or
