@@ -1,12 +1,16 @@
 """Deep networks that run backwards: composable invertible layers for PyTorch."""
 
 from ._estimate import ErrorEstimate
+from .act_norm import ActNorm
+from .activations import ConstantAffine, LeakyReLU, Sigmoid, Softplus, Tanh
 from .backprop._drift import DriftError, DriftWarning, InexactInverseError, NondeterministicBlockError
 from .backprop.strategies import Budget, Recompute, Reconstruct, Store
+from .batch_norm import BatchNorm
 from .coupling import Additive, Coupling, CouplingTransform
 from .grid import Grid, StreamRangeError
 from .identity import Identity
 from .inverse import Inverse
+from .invertible_linear import InvertibleLinear
 from .latent import EnvironmentMismatch, Latent
 from .module import Exactness, InvertibleModule, Value
 from .pad_split import PadSplit
@@ -20,8 +24,11 @@ from .swap import Swap
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActNorm",
     "Additive",
+    "BatchNorm",
     "Budget",
+    "ConstantAffine",
     "Coupling",
     "CouplingTransform",
     "DriftError",
@@ -33,8 +40,10 @@ __all__ = [
     "Identity",
     "InexactInverseError",
     "Inverse",
+    "InvertibleLinear",
     "InvertibleModule",
     "Latent",
+    "LeakyReLU",
     "Merge",
     "NondeterministicBlockError",
     "PadSplit",
@@ -44,9 +53,12 @@ __all__ = [
     "Recompute",
     "Reconstruct",
     "Sequential",
+    "Sigmoid",
+    "Softplus",
     "Split",
     "Store",
     "StreamRangeError",
     "Swap",
+    "Tanh",
     "Value",
 ]

@@ -186,7 +186,7 @@ class Chain:
             step.adjoint = opposite(first, method)
         elif self._reconstruct is not None and (decision is None or decision.choice is Choice.RECONSTRUCT):
             self._count += 1
-            if not (self._is_anchor() or _without_inverse(first)):
+            if not (self._is_anchor() or first._keeps_input(method)):
                 if self._count > 1:
                     self._warn_of_narrow(first, tensors)
                 if not fresh or first.grid is not None:  # on a grid zeros come back as zeros
@@ -308,7 +308,3 @@ def _refuse_without_data(layer: Layer, result: Any, given: Iterable[Tensor]) -> 
             "data, but the output has none. Clear its cache (functools.lru_cache, a global) after net.plan, or don't "
             "cache."
         )
-
-
-def _without_inverse(layer: Layer) -> bool:
-    return not layer.bijective or layer.exactness is Exactness.ITERATIVE
