@@ -118,9 +118,9 @@ class Sigmoid(_Squashing):
         y = \frac{1}{1 + e^{-x}} \qquad x = \log y - \log(1 - y) \qquad
         \log|\det J| = \sum_i \bigl(\log\sigma(x_i) + \log\sigma(-x_i)\bigr)
 
-    It saturates: in float32 the largest x that comes back within 1e-3 is SIGMOID_HIGH, the least SIGMOID_LOW; what is
-    rounded to 0 or 1 is refused by ``inverse``. For that check ``inverse`` waits for the device; it is left out while
-    compiling, exporting, tracing and under ``torch.func``. :class:`Reconstruct` keeps the layer's input.
+    It saturates: what comes back within 1e-3 in float32 is x from -87 to 9.6, measured on a CPU; what was rounded to 0
+    or 1 is refused by ``inverse``. For that check ``inverse`` waits for the device; it is left out while compiling,
+    exporting, tracing and under ``torch.func``. :class:`Reconstruct` keeps the layer's input.
 
     Shape:
         - Input: ``(batch, channels, ...)``, floating point
@@ -159,9 +159,9 @@ class Tanh(_Squashing):
         y = \tanh x \qquad x = \operatorname{artanh} y \qquad
         \log|\det J| = \sum_i 2\,\bigl(\log 2 - x_i - \operatorname{softplus}(-2 x_i)\bigr)
 
-    It saturates: in float32 the largest x that comes back within 1e-3 is TANH_HIGH; what is rounded to -1 or 1 is
-    refused by ``inverse``. For that check ``inverse`` waits for the device; it is left out while compiling, exporting,
-    tracing and under ``torch.func``. :class:`Reconstruct` keeps the layer's input.
+    It saturates: what comes back within 1e-3 in float32 is x from -5.9 to 5.9, measured on a CPU; what was rounded to
+    -1 or 1 is refused by ``inverse``. For that check ``inverse`` waits for the device; it is left out while compiling,
+    exporting, tracing and under ``torch.func``. :class:`Reconstruct` keeps the layer's input.
 
     Shape:
         - Input: ``(batch, channels, ...)``, floating point
@@ -197,10 +197,10 @@ class Softplus(_Squashing):
     .. math::
         y = \log(1 + e^x) \qquad x = y + \log(1 - e^{-y}) \qquad \log|\det J| = \sum_i \log\sigma(x_i)
 
-    :class:`torch.nn.Softplus` is linear above 20, where that is off by 2e-9; this one is exact to rounding. In float32 every x from
-    SOFTPLUS_LOW on comes back within 1e-3; what is rounded to 0 is refused by ``inverse``. For that check ``inverse``
-    waits for the device; it is left out while compiling, exporting, tracing and under ``torch.func``.
-    :class:`Reconstruct` keeps the layer's input, because small outputs carry it in their relative size only.
+    :class:`torch.nn.Softplus` is linear above 20, where that is off by 2e-9; this one is exact to rounding. What comes
+    back within 1e-3 in float32 is x from -87 on, measured on a CPU; what was rounded to 0 is refused by ``inverse``.
+    For that check ``inverse`` waits for the device; it is left out while compiling, exporting, tracing and under
+    ``torch.func``. :class:`Reconstruct` keeps the layer's input, which small outputs carry in their relative size only.
 
     Shape:
         - Input: ``(batch, channels, ...)``, floating point

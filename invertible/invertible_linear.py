@@ -6,7 +6,6 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from . import _check
 from ._channels import channels_of, has_channels, repeated, wide, without_autocast
@@ -286,13 +285,15 @@ def _rotation(channels: int) -> Tensor:
 
 
 def _multiplied(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiplies the channels by a matrix, and keeps dtype and layout."""
-    dtype, x = x.dtype, x.to(weight.dtype)
-    if x.ndim == 2:
-        return linear(x, weight).to(dtype)
-    if is_channels_last(x):
-        return linear(x.movedim(1, -1), weight).movedim(-1, 1).to(dtype)
-    return (weight @ x.flatten(2)).view(x.shape).to(dtype)
+    """Multiplies the channels by a matrix, and keeps dtype and layout.
+
+    By one kernel, with gradients and without: ``matmul`` chooses between two, which round differently.
+    """
+    wide = x.to(weight.dtype)
+    if x.ndim > 2 and not is_channels_last(x):
+        return torch.bmm(weight.expand(x.shape[0], -1, -1), wide.flatten(2)).view(x.shape).to(x.dtype)
+    last = wide.movedim(1, -1)
+    return (last.reshape(-1, x.shape[1]) @ weight.mT).view(last.shape).movedim(-1, 1).to(x.dtype)
 
 
 def _by_rows(function: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype) -> Tensor:

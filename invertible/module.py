@@ -210,7 +210,7 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
         return ()
 
     def _keeps_input(self, method: str) -> bool:
-        """Whether ``Reconstruct`` keeps what enters a method: it does not come back, or not well enough, from the output."""
+        """Whether ``Reconstruct`` keeps what enters a method: from the output it does not come back, or not well."""
         return not self.bijective or self.exactness is Exactness.ITERATIVE
 
     def off_range(self, y: Y, *, condition: Value | None = None) -> Tensor:

@@ -13,8 +13,8 @@ PARAMETRIZATIONS = ["plu", "householder", "matrix-exponential", "free"]
 x2d = torch.zeros(2, 3, 4, 4)
 
 
-def any_dims(channels, dims=st.integers(0, 3)):
-    return tensors(channels=channels, dims=dims)
+def any_dims(channels):
+    return tensors(channels=channels, dims=st.integers(0, 3))
 
 
 def disturbed(module, size=0.2):

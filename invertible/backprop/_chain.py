@@ -19,7 +19,7 @@ from invertible._range import is_unread
 from invertible._running import engine_of, running
 from invertible._tracing import exporting
 from invertible._value import leaves
-from invertible.module import Exactness, InvertibleModule
+from invertible.module import InvertibleModule
 
 from ._drift import Checksum, DriftWarning, Probes, report
 from ._node import Cell, Node, Seed, Step, form_of, rebuilt
