@@ -9,8 +9,7 @@ from torch.nn.functional import leaky_relu, logsigmoid, softplus
 
 from . import _check
 from ._channels import has_channels, per_channel, per_sample, repeated, wide
-from ._range import is_unread
-from ._tracing import transformed
+from ._tracing import unreadable
 from ._value import Value
 from .module import InvertibleModule
 
@@ -97,7 +96,7 @@ class _Squashing(InvertibleModule[Tensor, Tensor]):
     def _inside(self, y: Tensor) -> Tensor:
         """Refuses values that no input has, where there is anybody to hear of it."""
         y = has_channels(self, y, None)
-        if transformed() or torch.jit.is_tracing() or is_unread() or y.is_meta or not y.numel():
+        if unreadable(y) or not y.numel():
             return y
         least, greatest = (float(t) for t in torch.aminmax(y.detach()))
         if not (least > self.low and greatest < self.high):

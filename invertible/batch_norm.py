@@ -58,6 +58,8 @@ class BatchNorm(InvertibleModule[Tensor, Tensor]):
         0.5
     """
 
+    log_scale: Tensor | None
+    shift: Tensor | None
     running_mean: Tensor
     running_var: Tensor
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from . import _check
 from ._channels import channels_of, has_channels, repeated, wide, without_autocast
-from ._range import is_unread
-from ._tracing import transformed
+from ._tracing import unreadable
 from ._value import Value, is_channels_last
 from .module import InvertibleModule
 
@@ -257,7 +256,7 @@ class _Free(_Matrix):
 
         def solved(rows: Tensor) -> Tensor:
             result, fault = _linalg.solve_ex(weight.mT, rows, left=False)
-            if not (transformed() or torch.jit.is_tracing() or is_unread() or fault.is_meta) and fault:
+            if not unreadable(fault) and fault:
                 raise ValueError(f"{_check.name(layer)}: the matrix must not be singular, got one of determinant 0.")
             return result
 

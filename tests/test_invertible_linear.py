@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import invertible as inv
+from invertible.testing import check_backprop
 from tests.rows_mixing import PARAMETRIZATIONS, disturbed
+from tests.test_export import exported
 
 each = pytest.mark.parametrize("kind", PARAMETRIZATIONS)
 
@@ -168,6 +170,16 @@ def test_compiles_whole(kind):
             found = torch.compile(_Method(mix, method), backend="aot_eager", fullgraph=True)(form)
             for a, b in zip(found, method(form), strict=True):
                 torch.testing.assert_close(a, b)
+
+
+@each
+def test_trains_under_every_strategy_and_exports(kind):
+    net = inv.Sequential(*(made(kind) for _ in range(3)))
+    x = torch.randn(3, 4, 2, dtype=torch.float64)
+    check_backprop(net, x)
+    again = exported(_Method(net, net.inverse_and_log_det), x)
+    other = torch.randn(5, 4, 2, dtype=torch.float64)
+    torch.testing.assert_close(again(other), net.inverse_and_log_det(other))
 
 
 @each

@@ -133,9 +133,8 @@ class Replay:
         for part, key, buffer, version, copy in before:
             same = buffers_of(part).get(key) is buffer and buffer._version == version
             if not same or (self.may_write and _writes(part, key, copy)):
-                now = buffers_of(part).get(key)
-                left = now is not None and key in getattr(part, "_written_before_use", ())
-                self.entry.append((part, key, now.clone() if left else copy))
+                now = buffers_of(part).get(key) if key in getattr(part, "_written_before_use", ()) else None
+                self.entry.append((part, key, copy if now is None else now.clone()))
             else:
                 self.read.append((part, key, buffer, version))
         return result
