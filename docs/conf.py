@@ -145,8 +145,9 @@ def process_signature(
 
 
 def process_bases(app: Sphinx, name: str, obj: type, options: object, bases: list) -> None:
-    """Writes the bases with aliases, too."""
-    bases[:] = [with_alias(restify(base, "smart"), restify) for base in bases]
+    """Writes the bases with aliases, too; in place of a private one, its own."""
+    public = [each for base in bases for each in (base.__orig_bases__ if base.__name__.startswith("_") else [base])]
+    bases[:] = [with_alias(restify(base, "smart"), restify) for base in public]
 
 
 def process_docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:

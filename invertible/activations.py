@@ -94,17 +94,20 @@ class _Squashing(InvertibleModule[Tensor, Tensor]):
         return self.inverse(y), per_sample(self._log_slope_of_inverse(y.to(wide(y))), y)
 
     def _inside(self, y: Tensor) -> Tensor:
-        """Refuses values that no input has, where there is anybody to hear of it."""
+        """Refuses values that no input has, where there is anybody to hear of it; returns them in float32 at least.
+
+        Autocast would return float32 for some functions on some devices, whatever comes in.
+        """
         y = has_channels(self, y, None)
         if unreadable(y) or not y.numel():
-            return y
+            return y.to(wide(y))
         least, greatest = (float(t) for t in torch.aminmax(y.detach()))
         if not (least > self.low and greatest < self.high):
             got = greatest if least > self.low else least
             fix = " What saturates in forward can't be undone: keep its input small." if got in self._ends() else ""
             rule = f"inverse takes values in the open interval ({self.low:g}, {self.high:g})"
             raise ValueError(f"{_check.name(self)}: {rule}, got {got:.9g}.{fix}")
-        return y
+        return y.to(wide(y))
 
     def _ends(self) -> tuple[float, float]:
         return self.low, self.high
@@ -141,8 +144,8 @@ class Sigmoid(_Squashing):
         return torch.sigmoid(has_channels(self, x, None))
 
     def inverse(self, y: Tensor, *, condition: Value | None = None) -> Tensor:
-        y = self._inside(y)
-        return y.log() - (-y).log1p()
+        wider = self._inside(y)
+        return (wider.log() - (-wider).log1p()).to(y.dtype)
 
     def _log_slope(self, x: Tensor) -> Tensor:
         return logsigmoid(x) + logsigmoid(-x)
@@ -181,7 +184,7 @@ class Tanh(_Squashing):
         return torch.tanh(has_channels(self, x, None))
 
     def inverse(self, y: Tensor, *, condition: Value | None = None) -> Tensor:
-        return torch.atanh(self._inside(y))
+        return torch.atanh(self._inside(y)).to(y.dtype)
 
     def _log_slope(self, x: Tensor) -> Tensor:
         return 2 * (math.log(2) - x + logsigmoid(2 * x))
@@ -217,11 +220,12 @@ class Softplus(_Squashing):
     low = 0.0
 
     def forward(self, x: Tensor, *, condition: Value | None = None) -> Tensor:
-        return softplus(has_channels(self, x, None), threshold=40)  # from where on it is x in float64, too
+        x = has_channels(self, x, None)
+        return softplus(x.to(wide(x)), threshold=40).to(x.dtype)  # from there on it is x in float64, too
 
     def inverse(self, y: Tensor, *, condition: Value | None = None) -> Tensor:
-        y = self._inside(y)
-        return y + (-(-y).expm1()).log()
+        wider = self._inside(y)
+        return (wider + (-(-wider).expm1()).log()).to(y.dtype)
 
     def _log_slope(self, x: Tensor) -> Tensor:
         return logsigmoid(x)

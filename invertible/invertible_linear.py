@@ -34,7 +34,7 @@ class InvertibleLinear(InvertibleModule[Tensor, Tensor]):
     ``"plu"``                 :math:`P L (U + \mathrm{diag}\,d)`; C³  n Σ log \|d\|; C       triangular solves; C²
                                                                                              per pixel
     ``"householder"``         C reflections, orthogonal; C³           0                      :math:`W^T`; C³
-    ``"matrix-exponential"``  :math:`e^A`; some 10 products of C³     n tr A; C              :math:`e^{-A}`; as W
+    ``"matrix-exponential"``  :math:`e^A`; several products of C³     n tr A; C              :math:`e^{-A}`; as W
     ``"free"``                any matrix; nothing                     ``slogdet``; C³        LU and solves; C³, and
                                                                                              C² per pixel
     ========================  ======================================  =====================  ======================
@@ -188,6 +188,17 @@ class _PLU(_Matrix):
 
     def log_det(self, dtype: torch.dtype) -> Tensor:
         return self.values.to(dtype).diagonal().sum()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # A corrupt order or sign would give a matrix of another determinant, and no error.
+        order, sign = state_dict.get(f"{prefix}order"), state_dict.get(f"{prefix}sign")
+        if isinstance(order, Tensor) and not order.is_meta:
+            rows = [int(row) for row in order]
+            if sorted(rows) != list(range(len(self.order))):
+                raise ValueError(f"InvertibleLinear: {prefix}order must be a permutation, got {rows}.")
+        if isinstance(sign, Tensor) and not sign.is_meta and not bool((sign.abs() == 1).all()):
+            raise ValueError(f"InvertibleLinear: {prefix}sign must be of 1 and -1, got {[float(s) for s in sign]}.")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
 
 
 class _Householder(_Matrix):

@@ -214,3 +214,11 @@ def test_made_without_data_first(kind):
     mix.reset_parameters()
     x = torch.randn(2, 3)
     torch.testing.assert_close(mix.inverse(mix(x)), x, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("key", "value"), [("order", [0, 0, 1]), ("sign", [1.0, 0.0, 1.0])])
+def test_a_corrupt_checkpoint_is_refused(key, value):
+    mix = inv.InvertibleLinear(3)
+    state = mix.state_dict() | {f"matrix.{key}": torch.tensor(value)}
+    with pytest.raises(ValueError, match=f"InvertibleLinear: matrix.{key} must be"):
+        mix.load_state_dict(state)
