@@ -1,7 +1,8 @@
 """Bijections of single elements: activations that can be undone, and constants."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -269,10 +270,11 @@ class ConstantAffine(InvertibleModule[Tensor, Tensor]):
         super().__init__()
         constants = {"scale": _listed(scale), "shift": _listed(shift)}
         for option, values in constants.items():
-            if not values or not all(map(math.isfinite, values)):
+            tensor = torch.tensor(values, device="cpu")  # in the default dtype, which may not hold them
+            if not values or not tensor.isfinite().all():
                 raise ValueError(f"ConstantAffine: {option} must be finite, one or one per channel, got {values}.")
-        if 0 in constants["scale"]:
-            raise ValueError(f"ConstantAffine: scale must not be zero, got {constants['scale']}.")
+            if option == "scale" and (tensor == 0).any():
+                raise ValueError(f"ConstantAffine: scale must not be zero, got {values}.")
         each = {len(v) for v, given in zip(constants.values(), (scale, shift), strict=True) if not _is_number(given)}
         if len(each) > 1:
             got = " and ".join(str(len(values)) for values in constants.values())
@@ -308,8 +310,9 @@ class ConstantAffine(InvertibleModule[Tensor, Tensor]):
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float))
+    """Whether a constant is one for all channels; arrays and tensors without dimensions are."""
+    return getattr(value, "ndim", 1) == 0 or not isinstance(value, Iterable)
 
 
 def _listed(value: float | Sequence[float]) -> list[float]:
-    return [float(value)] if isinstance(value, (int, float)) else [float(each) for each in value]
+    return [float(cast("float", value))] if _is_number(value) else [float(each) for each in cast("Any", value)]

@@ -1,13 +1,16 @@
 """Activations at the ends of their ranges, and against torch's own."""
 
+import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import invertible as inv
 from invertible import Inverse, InvertibleLinear, Recompute, Reconstruct, Sequential
 from tests.networks import assert_same, outcome, with_strategy
+from tests.rows_mixing import PARAMETRIZATIONS
 
 LAYERS = {
     "leaky": inv.LeakyReLU(0.1),
@@ -39,6 +42,14 @@ def test_values_are_those_of_torch():
     scale, shift = torch.tensor([2.0, -0.5, 3.0]).view(3, 1), 1.0
     torch.testing.assert_close(LAYERS["affine"](x), x * scale + shift)
     assert torch.equal(inv.ConstantAffine(-2.0, [0.0, 1.0, 2.0])(x)[:, 2], -2 * x[:, 2] + 2)
+
+
+def test_constants_of_many_kinds():
+    x = torch.ones(1, 2)
+    for scale in (2, [2.0, 2.0], (2, 2), torch.tensor(2.0), torch.tensor([2.0, 2.0]), np.float32(2), np.full(2, 2.0)):
+        assert inv.ConstantAffine(scale, -1)(x).tolist() == [[1.0, 1.0]]
+    with pytest.raises(ValueError, match=r"scale must not be zero, got \[1e-60\]"):
+        inv.ConstantAffine(1e-60)  # as float32 holds it
 
 
 @pytest.mark.parametrize("x", [-300.0, -50.0, -20.0, 0.0, 20.0, 50.0, 300.0])
@@ -110,6 +121,23 @@ def test_compiles_whole(layer):
         value = x if method.startswith("forward") else layer(x)
         found = torch.compile(Method(layer, method), backend="aot_eager", fullgraph=True)(value)
         torch.testing.assert_close(found, getattr(layer, method)(value))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch._prims_common.check")  # torch's own, in its lowering of diagonal
+def test_inductor_compiles_a_step_of_all_layers_together():
+    """In training, after the first batch."""
+    mixes = [InvertibleLinear(3, parametrization=kind) for kind in PARAMETRIZATIONS]
+    norms = [inv.ActNorm(3), inv.BatchNorm(3)]
+    net = Sequential(*norms, *mixes, *LAYERS.values()).double()
+    x = torch.randn(4, 3, 2, dtype=torch.float64)
+    net.forward_and_log_det(x)
+    torch.compiler.reset()
+    expected, _ = outcome(net, x, method="forward_and_log_det")
+    twin = copy.deepcopy(net)
+    compiled = torch.compile(twin.forward_and_log_det, fullgraph=True)
+    found, _ = outcome(twin, x, method="forward_and_log_det", copies=False, compiled=compiled)
+    assert_same(found, expected, 1e-10)
 
 
 @each
