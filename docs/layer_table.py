@@ -4,7 +4,7 @@ import inspect
 import re
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import invertible as inv
 
@@ -52,10 +52,7 @@ def row(label: str, example: inv.InvertibleModule | inv.CouplingTransform) -> tu
     link = f"{{any}}`{label} <invertible.{kind.__name__}>`"
     if name_of(label) in CONTAINERS:
         return (link, formula(doc), "the weakest layer's", "the layers' sum", cost(doc))
-    if isinstance(example, inv.CouplingTransform):
-        layer = inv.Coupling(nn.Identity(), example)
-    else:
-        layer = example
+    layer = inv.Coupling(nn.Identity(), example) if isinstance(example, inv.CouplingTransform) else example
     free = "nothing is computed" if layer.isometric else cost(doc)
     return (link, formula(doc), inverse(layer), log_det(layer, example), free)
 

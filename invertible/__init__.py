@@ -1,14 +1,18 @@
 """Deep networks that run backwards: composable invertible layers for PyTorch."""
 
 from ._estimate import ErrorEstimate
+from .act_norm import ActNorm
+from .activations import ConstantAffine, LeakyReLU, Sigmoid, Softplus, Tanh
 from .augment import Augment
 from .backprop._drift import DriftError, DriftWarning, InexactInverseError, NondeterministicBlockError
 from .backprop.strategies import Budget, Recompute, Reconstruct, Store
+from .batch_norm import BatchNorm
 from .coupling import Additive, Coupling, CouplingTransform
 from .dequantize import Dequantize
 from .grid import Grid, StreamRangeError
 from .identity import Identity
 from .inverse import Inverse
+from .invertible_linear import InvertibleLinear
 from .latent import EnvironmentMismatch, Latent
 from .module import Exactness, InvertibleModule, Value
 from .pad import Pad
@@ -24,9 +28,12 @@ from .wavelets import Haar, LeGall53
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActNorm",
     "Additive",
     "Augment",
+    "BatchNorm",
     "Budget",
+    "ConstantAffine",
     "Coupling",
     "CouplingTransform",
     "Dequantize",
@@ -40,9 +47,11 @@ __all__ = [
     "Identity",
     "InexactInverseError",
     "Inverse",
+    "InvertibleLinear",
     "InvertibleModule",
     "Latent",
     "LeGall53",
+    "LeakyReLU",
     "Merge",
     "NondeterministicBlockError",
     "Pad",
@@ -53,9 +62,12 @@ __all__ = [
     "Recompute",
     "Reconstruct",
     "Sequential",
+    "Sigmoid",
+    "Softplus",
     "Split",
     "Store",
     "StreamRangeError",
     "Swap",
+    "Tanh",
     "Value",
 ]

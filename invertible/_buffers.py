@@ -13,6 +13,7 @@ __all__ = [
     "buffers_stay",
     "in_training",
     "kept_buffers",
+    "on_copies",
     "one_at_a_time",
     "replaced_buffers",
     "said_of_buffers",
@@ -25,6 +26,7 @@ class _Said(threading.local):
 
     def __init__(self) -> None:
         self.moving: bool | None = None  # nobody has said: then forward moves buffers and inverse doesn't
+        self.copies = 0  # how many contexts around have put copies in the place of buffers
 
 
 _said = _Said()
@@ -40,6 +42,11 @@ def buffers_moving(*, default: bool) -> bool:
 def said_of_buffers() -> bool | None:
     """What a call around has said, for :func:`say_of_buffers` to say again when a layer is replayed."""
     return _said.moving
+
+
+def on_copies() -> bool:
+    """Whether modules work on copies of their buffers: what these say is not to be remembered elsewhere."""
+    return _said.copies > 0
 
 
 def buffers_move(module: nn.Module, move: bool) -> AbstractContextManager[None]:
@@ -85,8 +92,10 @@ def kept_buffers(module: nn.Module) -> Generator[None]:
         try:
             for buffers, kept in zip(held, true, strict=True):
                 buffers.update((key, copies[id(buffer)]) for key, buffer in kept.items())
+            _said.copies += 1
             yield
         finally:
+            _said.copies -= 1
             for buffers, kept in zip(held, true, strict=True):
                 buffers.update(kept)
 
@@ -101,7 +110,9 @@ def replaced_buffers(others: Sequence[tuple[nn.Module, str, Tensor]]) -> Generat
         try:
             for buffers, key, other in held:
                 buffers[key] = other
+            _said.copies += 1
             yield
         finally:
+            _said.copies -= 1
             for buffers, key, buffer in true:
                 buffers[key] = buffer

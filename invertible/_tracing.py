@@ -3,8 +3,11 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["exporting", "transformed"]
+from ._range import is_unread
+
+__all__ = ["exporting", "transformed", "unreadable"]
 
 _torch: Any = torch
 
@@ -22,3 +25,8 @@ def transformed() -> bool:
         or _torch._C._are_functorch_transforms_active()
         or _torch.autograd.forward_ad._current_level >= 0
     )
+
+
+def unreadable(x: Tensor) -> bool:
+    """Whether no check may look at the values of a tensor: it is traced or transformed, or has no data."""
+    return transformed() or _torch.jit.is_tracing() or is_unread() or x.is_meta

@@ -221,6 +221,10 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
         """What a layer evaluates by :func:`._compiled.evaluate`, in both directions."""
         return ()
 
+    def _keeps_input(self, method: str) -> bool:
+        """Whether ``Reconstruct`` keeps what enters a method: from the output it does not come back, or not well."""
+        return not self.bijective or self.exactness is Exactness.ITERATIVE
+
     def off_range(self, y: Y, *, condition: Value | None = None) -> Tensor:
         r"""Returns :math:`\lVert y - \mathrm{forward}(\mathrm{inverse}(y))\rVert` per sample, of shape ``(batch,)``.
 

@@ -17,6 +17,7 @@ HELPERS = {
     "_check",
     "_checksum",
     "_buffers",
+    "_channels",
     "_compiled",
     "_function",
     "_fused",
@@ -66,7 +67,7 @@ def test_every_layer_has_a_row():
 
 
 def test_every_layer_is_in_the_file_of_its_name():
-    families = {"coupling", "split", "wavelets"}
+    families = {"activations", "coupling", "split", "wavelets"}
     for layer in layers():
         file = layer.__module__.removeprefix("invertible.")
         assert file in families or file == "".join(f"_{c.lower()}" if c.isupper() else c for c in layer.__name__)[1:]

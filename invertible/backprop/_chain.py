@@ -19,7 +19,7 @@ from invertible._range import is_unread
 from invertible._running import engine_of, running
 from invertible._tracing import exporting
 from invertible._value import leaves
-from invertible.module import Exactness, InvertibleModule
+from invertible.module import InvertibleModule
 
 from ._drift import Checksum, DriftWarning, Probes, report
 from ._node import Cell, Node, Seed, Step, form_of, rebuilt
@@ -186,7 +186,7 @@ class Chain:
             step.adjoint = opposite(first, method)
         elif self._reconstruct is not None and (decision is None or decision.choice is Choice.RECONSTRUCT):
             self._count += 1
-            if not (self._is_anchor() or _without_inverse(first)):
+            if not (self._is_anchor() or first._keeps_input(method)):
                 if self._count > 1:
                     self._warn_of_narrow(first, tensors)
                 if not fresh or first.grid is not None:  # on a grid zeros come back as zeros
@@ -313,7 +313,3 @@ def _refuse_without_data(layer: Layer, result: Any, given: Iterable[Tensor]) -> 
             "data, but the output has none. Clear its cache (functools.lru_cache, a global) after net.plan, or don't "
             "cache."
         )
-
-
-def _without_inverse(layer: Layer) -> bool:
-    return not layer.bijective or layer.exactness is Exactness.ITERATIVE

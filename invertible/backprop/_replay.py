@@ -104,7 +104,8 @@ class Replay:
         self.moving = said_of_buffers()
         self.random: list[tuple[torch.device, Tensor]] = []  # the states before the run, if it drew random numbers
         self.after: list[int] = []  # digests of those after it
-        self.entry: list[tuple[nn.Module, str, Tensor]] = []  # buffers that the run wrote, as they were before it
+        # Buffers that the run wrote, as they were before it; those that it wrote before it used them, as it left them.
+        self.entry: list[tuple[nn.Module, str, Tensor]] = []
         self.read: list[tuple[nn.Module, str, Tensor, int]] = []  # those that it did not write, with their versions
         self.stance = compiler_stance() if survey.compiled else None
 
@@ -132,7 +133,8 @@ class Replay:
         for part, key, buffer, version, copy in before:
             same = buffers_of(part).get(key) is buffer and buffer._version == version
             if not same or (self.may_write and _writes(part, key, copy)):
-                self.entry.append((part, key, copy))
+                now = buffers_of(part).get(key) if key in getattr(part, "_written_before_use", ()) else None
+                self.entry.append((part, key, copy if now is None else now.clone()))
             else:
                 self.read.append((part, key, buffer, version))
         return result

@@ -1,0 +1,174 @@
+"""Normalisation by the statistics of the first batch."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from . import _check
+from ._buffers import buffers_moving, on_copies
+from ._channels import channels_of, has_channels, per_channel, repeated, wide
+from ._range import is_unread
+from ._tracing import exporting, transformed
+from ._value import Value
+from .module import InvertibleModule
+
+__all__ = ["ActNorm"]
+
+
+class ActNorm(InvertibleModule[Tensor, Tensor]):
+    r"""Scales and shifts each channel, from the start such that the first batch has mean 0 and variance 1.
+
+    .. math::
+        y_{:, c} = e^{a_c}\,\frac{x_{:, c} - m_c}{s_c} + b_c \qquad
+        \log|\det J| = n \sum_c (a_c - \log s_c)
+
+    for n pixels. The parameters a (``log_scale``) and b (``shift``) start at 0. The mean m and the standard deviation
+    s are buffers, taken once from the first batch in training mode, and constants for the gradients. Before that, and
+    in ``eval``, they are 0 and 1: an untrained layer in ``eval`` is the identity and stays untrained. A channel that
+    does not vary in the first batch gets s = 1. A batch of zero is no first batch, one with a value that is not
+    finite is refused.
+
+    The first batch is that of the direction which is trained: ``forward``, or ``Inverse(net)(x)``, which makes the
+    outputs of ``inverse`` have mean 0 and variance 1. Where ``torch.distributed`` has several processes, the
+    statistics are those of all their batches together, so the first batch must go through on all of them.
+
+    ``initialized``, a buffer, says whether there was one. It is read, and waited for, in training mode until it was
+    found true once. After that, and in ``eval``, the layer is compiled without a break in the graph.
+    Uninitialised in training mode it breaks the graph under ``torch.compile`` (with ``fullgraph=True``, the compiler
+    refuses), and under ``torch.export`` and ``torch.func`` it raises.
+
+    Source: Glow (Kingma and Dhariwal, 2018), section 3.1, https://arxiv.org/abs/1807.03039. There the statistics are
+    written into the parameters; as buffers they survive FSDP, which owns the parameters, and weight decay pulls
+    towards normalised outputs, not towards the identity.
+
+    Args:
+        channels: of the input.
+
+    Shape:
+        - Input: ``(batch, channels, ...)``, floating point
+        - Output: the same
+
+    Raises:
+        TypeError: if ``channels`` is not an integer, or the input not a floating-point tensor.
+        ValueError: if the input has another number of channels, or the first batch is not finite or cannot be read.
+
+    Example:
+        >>> norm = ActNorm(1)
+        >>> norm(torch.tensor([[4.], [6.]])).flatten()
+        tensor([-1.,  1.], grad_fn=<ViewBackward0>)
+        >>> norm(torch.tensor([[8.]])).item()
+        3.0
+    """
+
+    mean: Tensor
+    std: Tensor
+    initialized: Tensor
+
+    _written_before_use = frozenset({"mean", "std", "initialized"})
+    """In a run that sets these buffers they are set first: a replay must find them set."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels = channels_of("ActNorm", channels)
+        self.log_scale = nn.Parameter(torch.empty(channels))
+        self.shift = nn.Parameter(torch.empty(channels))
+        self.register_buffer("mean", torch.empty(channels))
+        self.register_buffer("std", torch.empty(channels))
+        self.register_buffer("initialized", torch.tensor(False))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Makes the layer the identity, which takes the statistics of the next batch in training mode."""
+        with torch.no_grad():
+            for zero in (self.log_scale, self.shift, self.mean, self.initialized):
+                zero.zero_()
+            self.std.fill_(1)
+        self._known_initialized = False  # once true, the device is not asked any more
+
+    def forward(self, x: Tensor, *, condition: Value | None = None) -> Tensor:
+        x = self._entering(x, forwards=True)
+        mean, scale, shift, dtype = self._constants(x)
+        return ((x.to(dtype) - mean) * scale + shift).to(x.dtype)
+
+    def inverse(self, y: Tensor, *, condition: Value | None = None) -> Tensor:
+        y = self._entering(y, forwards=False)
+        mean, scale, shift, dtype = self._constants(y)
+        return ((y.to(dtype) - shift) / scale + mean).to(y.dtype)
+
+    def forward_and_log_det(self, x: Tensor, *, condition: Value | None = None) -> tuple[Tensor, Tensor]:
+        y = self(x)  # which may initialise
+        return y, self._log_det(x)
+
+    def inverse_and_log_det(self, y: Tensor, *, condition: Value | None = None) -> tuple[Tensor, Tensor]:
+        x = self.inverse(y)
+        return x, -self._log_det(y)
+
+    def _constants(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, torch.dtype]:
+        dtype = wide(x, self.log_scale)
+        # A copy for the graph: the buffer may be written before backward, by a first batch or by DDP.
+        scale = self.log_scale.to(dtype).exp() / self.std.to(dtype, copy=True)
+        mean, shift = self.mean.to(dtype), self.shift.to(dtype)
+        return per_channel(mean, x), per_channel(scale, x), per_channel(shift, x), dtype
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        dtype = wide(x, self.log_scale)
+        return repeated((self.log_scale.to(dtype) - self.std.to(dtype, copy=True).log()).sum(), x)
+
+    def _entering(self, x: Tensor, *, forwards: bool) -> Tensor:
+        x = has_channels(self, x, self.channels)
+        if not self._known_initialized and self.training and buffers_moving(default=forwards):
+            self._initialize(x, forwards=forwards)
+        return x
+
+    def _initialize(self, x: Tensor, *, forwards: bool) -> None:
+        if is_unread() or x.is_meta:
+            return  # there are no values
+        if exporting() or (transformed() and not torch.compiler.is_dynamo_compiling()):
+            fix = " Run one batch in training mode first, or eval()."
+            raise _check.value_error(self, "can't be initialised while exporting or under torch.func", x, fix)
+        if not self.initialized:
+            with torch.no_grad():
+                found = _statistics(x)
+                if found is None:
+                    return
+                mean, std = found
+                if not (mean.isfinite().all() and std.isfinite().all()):
+                    raise _check.value_error(self, "the first batch must be finite", x)
+                constant = std <= torch.finfo(x.dtype).eps * mean.abs() + torch.finfo(self.std.dtype).tiny
+                std = torch.where(constant, 1.0, std)
+                if not forwards:  # x = s y + m gives the outputs of inverse mean 0 and variance 1
+                    mean, std = -mean / std, 1 / std
+                self.mean.copy_(mean)
+                self.std.copy_(std)
+                self.initialized.fill_(True)
+        if not on_copies():
+            self._known_initialized = True
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
+        self._known_initialized = not self.initialized.is_meta and bool(self.initialized)
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}"
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviation of each channel over the batches of all processes; ``None`` if these are empty."""
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    dims = [0, *range(2, x.ndim)]
+    x = x.detach().to(dtype)
+    count = x.new_full((1,), x.shape[0] * x.shape[2:].numel())
+    total = _over_processes(torch.cat((x.sum(dims), count)))
+    if not total[-1]:
+        return None
+    mean = total[:-1] / total[-1]
+    squares = _over_processes((x - per_channel(mean, x)).square().sum(dims))
+    return mean, (squares / total[-1]).sqrt()
+
+
+def _over_processes(total: Tensor) -> Tensor:
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(total)  # pyright: ignore[reportUnknownMemberType]
+    return total
