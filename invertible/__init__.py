@@ -1,9 +1,11 @@
 """Deep networks that run backwards: composable invertible layers for PyTorch."""
 
 from ._estimate import ErrorEstimate
+from .affine import Affine
 from .backprop._drift import DriftError, DriftWarning, InexactInverseError, NondeterministicBlockError
 from .backprop.strategies import Budget, Recompute, Reconstruct, Store
-from .coupling import Additive, Coupling, CouplingTransform
+from .conditional import Conditional
+from .coupling import Coupling
 from .grid import Grid, StreamRangeError
 from .identity import Identity
 from .inverse import Inverse
@@ -13,15 +15,20 @@ from .pad_split import PadSplit
 from .parallel import Parallel
 from .permute import Permute
 from .pixel_unshuffle import PixelUnshuffle
+from .rational_quadratic_spline import RationalQuadraticSpline
 from .sequential import Sequential
 from .split import Merge, Split
 from .swap import Swap
+from .transform import Additive, CouplingTransform
+from .volume_preserving import VolumePreserving
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Additive",
+    "Affine",
     "Budget",
+    "Conditional",
     "Coupling",
     "CouplingTransform",
     "DriftError",
@@ -41,6 +48,7 @@ __all__ = [
     "Parallel",
     "Permute",
     "PixelUnshuffle",
+    "RationalQuadraticSpline",
     "Recompute",
     "Reconstruct",
     "Sequential",
@@ -49,4 +57,5 @@ __all__ = [
     "StreamRangeError",
     "Swap",
     "Value",
+    "VolumePreserving",
 ]

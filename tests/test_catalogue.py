@@ -27,6 +27,7 @@ HELPERS = {
     "_running",
     "_tracing",
     "grid",
+    "transform",
 }
 CONTAINERS = {"sequential", "parallel", "inverse"}
 
