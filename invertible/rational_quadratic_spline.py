@@ -48,8 +48,8 @@ class RationalQuadraticSpline(CouplingTransform):
 
     Source: Neural Spline Flows (Durkan et al., 2019), section 3.1, Eqs. (4) to (8), https://arxiv.org/abs/1906.04032,
     with its linear tails; the inverse is its Eqs. (6) to (8), the same root rearranged. Its derivatives are softplus of
-    the function's output and have no upper limit; a limit on both sides, as in Zuko, https://github.com/probabilists/zuko,
-    bounds the inverse as well.
+    the function's output and have no upper limit; with a limit on both sides, as in Zuko,
+    https://github.com/probabilists/zuko, the least derivative inside a bin has one, too.
 
     Args:
         bins: the number of bins, at least 1.

@@ -135,7 +135,9 @@ def _merge(module: nn.Module, y: tuple[Tensor, Tensor], channels: int | None) ->
     if channels is None and y1.shape[1] != y2.shape[1]:
         fix = f" Unequal streams: {type(module).__name__}(channels={y1.shape[1]})."
         raise _check.value_error(module, "both streams must have the same number of channels", y, fix)
-    y = torch.cat((y1, y2), dim=1)
-    if transformed() or is_channels_last(y) or not (is_channels_last(y1) and is_channels_last(y2)):
-        return y
-    return laid_out(y, dtype=y.dtype, channels_last=True)  # of one sample, torch may take another stride for a format
+    joined = torch.cat((y1, y2), dim=1)
+    if transformed() or is_channels_last(joined) or not (is_channels_last(y1) and is_channels_last(y2)):
+        return joined
+    return laid_out(
+        joined, dtype=joined.dtype, channels_last=True
+    )  # of one sample, torch may take another stride for a format

@@ -144,21 +144,6 @@ def vector_or_space(x):
     return torch.sin(x[1]) if len(x[0]) % 2 else torch.cos(x[1].flatten(1)[:, :1] + torch.arange(2.0))
 
 
-def hint(channels, depth):
-    """Recursive coupling as a composition."""
-    if depth == 0 or channels < 2:
-        return inv.Identity()
-    half = channels // 2
-    return inv.Sequential(
-        inv.Split(channels=half),
-        inv.Swap(),
-        inv.Parallel(hint(channels - half, depth - 1), inv.Identity()),
-        inv.Coupling(Strong(half, 2 * (channels - half), 1, gain=1), inv.Affine()),
-        inv.Parallel(hint(half, depth - 1), inv.Identity()),
-        inv.Merge(channels=half),
-    )
-
-
 affine_build, affine_input = couplings(affine)
 volume_build, volume_input = couplings(volume_preserving, multiple_of=2)
 spline_build, spline_input = couplings(spline)
@@ -269,11 +254,6 @@ ROWS = {
             "Merge: channels must be at least 1, got -1.": lambda: inv.Merge(channels=-1),
             "Unequal streams: Merge(channels=4).": lambda: inv.Merge()((x1d, x1d[:, :2])),
         },
-    ),
-    "Sequential, recursive": Row(
-        inv.Sequential,
-        lambda draw: seeded(draw, lambda: hint(4, 2)),
-        lambda draw, m: stream_of(draw, 4, 1),
     ),
     "Coupling, conditional": Row(
         inv.Coupling,
