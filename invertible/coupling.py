@@ -236,7 +236,6 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
     def _evaluate(self, x2: Tensor, base: Tensor, condition: Value | None, *, moving: bool) -> Tensor:
         """Evaluates F on ``x2``; its output must fit ``base``, the stream that it transforms."""
         self.transform.check(base)
-        taken = self._condition_taken(condition)
         keep = in_training(self.function) and not buffers_moving(default=moving)
         if self.grid is not None:
             x2 = readable(self.function, x2)
@@ -244,6 +243,7 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
         if version is None and any(getattr(part, "inplace", False) for part in self.function.modules()):
             x2 = x2.clone()  # its writes are not counted, so that they can't be refused
         with kept_buffers(self.function) if keep else nullcontext():
+            taken = condition if condition is not None and self._takes_condition() else None
             parameters = self._call_function(x2, taken)
         if None not in (version, now := _version(x2)) and now != version:
             raise ValueError(
@@ -261,6 +261,8 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
             with around_functions():
                 return evaluate(self.function, x2, condition, exactly=self.grid is not None)
         except Exception as error:
+            if condition is None and isinstance(error, TypeError):
+                self._refuse_missing_condition(error)
             as_leaf = self.grid is not None or is_compiled(self.function)
             if as_leaf and any(getattr(part, "inplace", False) for part in self.function.modules()):
                 error.add_note(
@@ -269,6 +271,16 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
                 )
             raise
 
+    def _refuse_missing_condition(self, error: TypeError) -> None:
+        """A better message, if that is what was wrong: no such function has begun to run."""
+        try:
+            parameter = self._condition_parameter()
+        except ValueError:  # no Python code
+            return
+        if parameter is not None and parameter.default is parameter.empty:
+            fix = "Pass it to the network: net(x, condition=...)."
+            raise TypeError(f"{_check.name(self)}: the function needs a condition, got None. {fix}") from error
+
     def _on_grid(self) -> Iterator[tuple[str, InvertibleModule[Any, Any]]]:
         if self.downsample is not None:  # the function computes in its own precision
             yield "downsample", self.downsample
@@ -276,14 +288,13 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
     def _functions(self) -> Sequence[nn.Module]:
         return (self.function,)
 
-    def _condition_taken(self, condition: Value | None) -> Value | None:
-        """The condition, if the function has a parameter of that name; it must be there if the function needs it."""
+    def _takes_condition(self) -> bool:
+        return self._condition_parameter() is not None
+
+    def _condition_parameter(self) -> inspect.Parameter | None:
+        """How the function declares its condition, if it takes one."""
         function = getattr(self.function, "_orig_mod", self.function)  # look through torch.compile
-        parameter = inspect.signature(function.forward).parameters.get("condition")
-        if condition is None and parameter is not None and parameter.default is parameter.empty:
-            fix = "Pass it to the network: net(x, condition=...)."
-            raise TypeError(f"{_check.name(self)}: the function needs a condition, got None. {fix}")
-        return None if parameter is None else condition
+        return inspect.signature(function.forward).parameters.get("condition")
 
     def _fault(self, parameters: object, base: Tensor) -> TypeError | ValueError | None:
         """The error that the function's output deserves, if any."""
