@@ -35,7 +35,8 @@ class Affine(CouplingTransform):
     shrinks by 0.88 each time; :math:`\exp(2 \tanh(a/2))` was at 8e29 where half-to-one was at 1e-6; a plain
     exponential is not offered. "half-to-one" shrinks, too, at half that rate: a stack loses volume, which other layers
     must restore.
-    ``python -m benchmarks.stability`` measures it again, and "Couplings and conditions" shows what it found.
+    ``python -m benchmarks.stability`` measures the order of the transforms again, with other functions, of which the
+    strongest are too much for all of them; the page "Couplings and conditions" shows what it found.
 
     Scale and logarithm are computed in single precision at least, whatever the function's precision.
 
