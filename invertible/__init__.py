@@ -3,11 +3,13 @@
 from ._estimate import ErrorEstimate
 from .act_norm import ActNorm
 from .activations import ConstantAffine, LeakyReLU, Sigmoid, Softplus, Tanh
+from .affine import Affine
 from .augment import Augment
 from .backprop._drift import DriftError, DriftWarning, InexactInverseError, NondeterministicBlockError
 from .backprop.strategies import Budget, Recompute, Reconstruct, Store
 from .batch_norm import BatchNorm
-from .coupling import Additive, Coupling, CouplingTransform
+from .conditional import Conditional
+from .coupling import Coupling
 from .dequantize import Dequantize
 from .grid import Grid, StreamRangeError
 from .identity import Identity
@@ -20,9 +22,12 @@ from .pad_split import PadSplit
 from .parallel import Parallel
 from .permute import Permute
 from .pixel_unshuffle import PixelUnshuffle
+from .rational_quadratic_spline import RationalQuadraticSpline
 from .sequential import Sequential
 from .split import Merge, Split
 from .swap import Swap
+from .transform import Additive, CouplingTransform
+from .volume_preserving import VolumePreserving
 from .wavelets import Haar, LeGall53
 
 __version__ = "0.1.0"
@@ -30,9 +35,11 @@ __version__ = "0.1.0"
 __all__ = [
     "ActNorm",
     "Additive",
+    "Affine",
     "Augment",
     "BatchNorm",
     "Budget",
+    "Conditional",
     "ConstantAffine",
     "Coupling",
     "CouplingTransform",
@@ -59,6 +66,7 @@ __all__ = [
     "Parallel",
     "Permute",
     "PixelUnshuffle",
+    "RationalQuadraticSpline",
     "Recompute",
     "Reconstruct",
     "Sequential",
@@ -70,4 +78,5 @@ __all__ = [
     "Swap",
     "Tanh",
     "Value",
+    "VolumePreserving",
 ]

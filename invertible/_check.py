@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, cast
 
 import torch
@@ -91,6 +92,13 @@ def integer(who: str, option: str, value: object) -> int:
         return operator.index(cast("int", value))
     except TypeError:
         raise TypeError(f"{who}: {option} must be an integer, got {value!r}.") from None
+
+
+def number(who: str, option: str, value: object) -> float:
+    """Returns an option as a floating-point number, if it is a real number of any kind."""
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"{who}: {option} must be a number, got {value!r}.")
 
 
 def has_log_det(module: nn.Module, layers: Sequence[Any]) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "laid_out",
     "leaves",
     "map_value",
+    "zero_log_det",
 ]
 
 Value: TypeAlias = Union[Tensor, tuple["Value", ...]]  # noqa: UP007 (an alias that names itself)
@@ -84,3 +85,10 @@ def laid_out(x: Tensor, *, dtype: torch.dtype, channels_last: bool) -> Tensor:
         # In a dtype that it has already, a transposed tensor of three dimensions would stay as it is.
         return x.to(dtype, memory_format=torch.contiguous_format).contiguous()
     return x.to(dtype, memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+
+
+def zero_log_det(value: Value) -> Tensor:
+    """Returns a zero per sample, in the value's own precision."""
+    x = next(leaves(value))
+    dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    return x.new_zeros(x.shape[0], dtype=dtype)

@@ -1,11 +1,9 @@
 """Couplings: invertible whatever the function inside."""
 
-import abc
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,101 +12,16 @@ from . import _check
 from ._buffers import buffers_moving, in_training, kept_buffers
 from ._compiled import is_compiled
 from ._function import evaluate, readable
-from ._fused import FusedSum, fused_sum
+from ._fused import fused_sum
 from ._products import around_functions
 from ._random import draws
 from ._running import call
 from ._tracing import transformed
-from ._value import Value, describe, detached_leaf, is_channels_last, laid_out
-from .grid import Grid
-from .module import Exactness, InvertibleModule, zero_log_det
+from ._value import Value, describe, detached_leaf, is_channels_last, laid_out, zero_log_det
+from .module import Exactness, InvertibleModule
+from .transform import Additive, CouplingTransform, TransformOnGrid
 
-__all__ = ["Additive", "Coupling", "CouplingTransform"]
-
-
-class CouplingTransform(nn.Module, abc.ABC):
-    r"""What a coupling does to one stream: a bijection, element by element, with parameters that a function produces.
-
-    The parameters are channels of the function's output, parameter-major: for two parameters, a scale and a shift,
-    the first half of the channels holds the scales and the second the shifts.
-    """
-
-    parameters_per_element: int
-    """How many parameters an element takes: the function has this many times the stream's channels."""
-
-    @property
-    def keeps_grid(self) -> bool:
-        """Whether it only adds the parameters, so that on a :class:`Grid` it is done without rounding."""
-        return False
-
-    @abc.abstractmethod
-    def forward(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """Transforms ``x``."""
-
-    @abc.abstractmethod
-    def inverse(self, y: Tensor, parameters: Tensor) -> Tensor:
-        """Undoes :meth:`forward` with the same parameters."""
-
-    @abc.abstractmethod
-    def forward_and_log_det(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Transforms ``x`` and returns the log-determinant per sample."""
-
-    @abc.abstractmethod
-    def inverse_and_log_det(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Undoes :meth:`forward` and returns the log-determinant of the inverse per sample."""
-
-
-class Additive(CouplingTransform):
-    r"""Adds the function's output: :math:`(x; t) \mapsto x + t`, with log-determinant 0.
-
-    Source: NICE (Dinh et al., 2014), https://arxiv.org/abs/1410.8516
-
-    Example:
-        >>> Additive()(torch.ones(1, 1), torch.tensor([[2.]]))
-        tensor([[3.]])
-    """
-
-    parameters_per_element = 1
-
-    @property
-    def keeps_grid(self) -> bool:
-        return type(self).forward is Additive.forward and type(self).inverse is Additive.inverse
-
-    def forward(self, x: Tensor, parameters: Tensor) -> Tensor:
-        return x + parameters
-
-    def inverse(self, y: Tensor, parameters: Tensor) -> Tensor:
-        return y - parameters
-
-    def forward_and_log_det(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self(x, parameters), zero_log_det(x)
-
-    def inverse_and_log_det(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self.inverse(y, parameters), zero_log_det(y)
-
-
-@dataclass  # without slots and not frozen, or the compiler of torch 2.11 could not make one
-class _AdditiveOnGrid:
-    """What :class:`Additive` does, without rounding."""
-
-    grid: Grid
-    fused: FusedSum | None = None
-
-    def __call__(self, x: Tensor, parameters: Tensor) -> Tensor:
-        if self.fused is not None and self.fused.serves(x, parameters):
-            return self.fused(self.grid, x, parameters, 1)
-        return self.grid.add(x, parameters)
-
-    def inverse(self, y: Tensor, parameters: Tensor) -> Tensor:
-        if self.fused is not None and self.fused.serves(y, parameters):
-            return self.fused(self.grid, y, parameters, -1)
-        return self.grid.subtract(y, parameters)
-
-    def forward_and_log_det(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self(x, parameters), zero_log_det(x)
-
-    def inverse_and_log_det(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self.inverse(y, parameters), zero_log_det(y)
+__all__ = ["Coupling"]
 
 
 class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
@@ -284,11 +197,11 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
         return (y1, y2), [x1, x2, log_det_1 + log_det_2 + log_det_x]
 
     @property
-    def _map(self) -> "CouplingTransform | _AdditiveOnGrid":
+    def _map(self) -> CouplingTransform | TransformOnGrid:
         """What is done to a stream: by the transform, or as it does, on the grid."""
         if self.grid is None:
             return self.transform
-        return _AdditiveOnGrid(self.grid, None if transformed() else fused_sum(self.function))
+        return cast("Any", self.transform)._on_grid(self.grid, None if transformed() else fused_sum(self.function))
 
     def _streams(self, value: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         x1, x2 = _check.are_streams(self, value)
@@ -322,6 +235,7 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
 
     def _evaluate(self, x2: Tensor, base: Tensor, condition: Value | None, *, moving: bool) -> Tensor:
         """Evaluates F on ``x2``; its output must fit ``base``, the stream that it transforms."""
+        self.transform.check(base)
         keep = in_training(self.function) and not buffers_moving(default=moving)
         if self.grid is not None:
             x2 = readable(self.function, x2)
@@ -347,6 +261,8 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
             with around_functions():
                 return evaluate(self.function, x2, condition, exactly=self.grid is not None)
         except Exception as error:
+            if condition is None and isinstance(error, TypeError):
+                self._refuse_missing_condition(error)
             as_leaf = self.grid is not None or is_compiled(self.function)
             if as_leaf and any(getattr(part, "inplace", False) for part in self.function.modules()):
                 error.add_note(
@@ -354,6 +270,16 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
                     "as ReLU(inplace=True)?"
                 )
             raise
+
+    def _refuse_missing_condition(self, error: TypeError) -> None:
+        """A better message, if that is what was wrong: no such function has begun to run."""
+        try:
+            parameter = self._condition_parameter()
+        except ValueError:  # no Python code
+            return
+        if parameter is not None and parameter.default is parameter.empty:
+            fix = "Pass it to the network: net(x, condition=...)."
+            raise TypeError(f"{_check.name(self)}: the function needs a condition, got None. {fix}") from error
 
     def _on_grid(self) -> Iterator[tuple[str, InvertibleModule[Any, Any]]]:
         if self.downsample is not None:  # the function computes in its own precision
@@ -363,8 +289,12 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
         return (self.function,)
 
     def _takes_condition(self) -> bool:
+        return self._condition_parameter() is not None
+
+    def _condition_parameter(self) -> inspect.Parameter | None:
+        """How the function declares its condition, if it takes one."""
         function = getattr(self.function, "_orig_mod", self.function)  # look through torch.compile
-        return "condition" in inspect.signature(function.forward).parameters
+        return inspect.signature(function.forward).parameters.get("condition")
 
     def _fault(self, parameters: object, base: Tensor) -> TypeError | ValueError | None:
         """The error that the function's output deserves, if any."""

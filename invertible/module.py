@@ -13,7 +13,7 @@ from ._check import is_value, name
 from ._compiled import compile_function, with_defaults
 from ._fused import FusedSum, fuse_sums
 from ._running import METHODS, served
-from ._value import Value, describe, leaves
+from ._value import Value, describe, leaves, zero_log_det
 from .grid import Grid
 
 __all__ = ["Exactness", "InvertibleModule", "Value"]
@@ -242,13 +242,6 @@ def _difference(a: Tensor, b: Tensor) -> Tensor:
     if a.is_floating_point() or a.is_complex():
         return a - b
     return a.to(torch.get_default_dtype()) - b.to(torch.get_default_dtype())
-
-
-def zero_log_det(value: Value) -> Tensor:
-    """Returns a zero per sample, in the value's own precision."""
-    x = next(leaves(value))
-    dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
-    return x.new_zeros(x.shape[0], dtype=dtype)
 
 
 def check_layer(container: str, layer: object) -> None:
