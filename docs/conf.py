@@ -26,6 +26,8 @@ from torch import nn
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS)]
 
+import layer_table  # noqa: E402
+
 import invertible  # noqa: E402
 import zoo  # noqa: E402
 from invertible.testing import LAWS  # noqa: E402
@@ -118,6 +120,14 @@ def insert_cards(app: Sphinx, document: str, content: list[str]) -> None:
         for mark, header, row in (("<!-- cards -->", HEADER, cells), ("<!-- costs -->", ("model", *COSTS), costs)):
             rows = [header, ["---"] * len(header), *map(row, zoo.names())]
             content[0] = content[0].replace(mark, "\n".join(f"| {' | '.join(each)} |" for each in rows))
+
+
+def insert_layers(app: Sphinx, document: str, content: list[str]) -> None:
+    """Writes the table of all layers, from their classes."""
+    if document == "layers":
+        layer_table.check_complete()
+        lines = [layer_table.HEADER, ["---"] * len(layer_table.HEADER), *layer_table.rows()]
+        content[0] = content[0].replace("<!-- layers -->", "\n".join(f"| {' | '.join(each)} |" for each in lines))
 
 
 def insert_broken_layers(app: Sphinx, document: str, content: list[str]) -> None:
@@ -239,6 +249,7 @@ def setup(app: Sphinx) -> None:
     app.connect("config-inited", remove_stale_pages)
     app.connect("include-read", rebase_links)
     app.connect("source-read", insert_cards)
+    app.connect("source-read", insert_layers)
     app.connect("source-read", insert_broken_layers)
     app.connect("autodoc-process-signature", process_signature)
     app.connect("autodoc-process-bases", process_bases)

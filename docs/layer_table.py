@@ -24,8 +24,19 @@ EXAMPLES: dict[str, inv.InvertibleModule | inv.CouplingTransform] = {
     "Permute": inv.Permute.reversed(4),
     "Augment": inv.Augment(2),
     "Dequantize": inv.Dequantize(),
+    "InvertibleLinear": inv.InvertibleLinear(4),
+    "ActNorm": inv.ActNorm(4),
+    "BatchNorm": inv.BatchNorm(4).eval(),
+    "ConstantAffine": inv.ConstantAffine(scale=2.0, shift=1.0),
+    "LeakyReLU": inv.LeakyReLU(0.1),
+    "Sigmoid": inv.Sigmoid(),
+    "Tanh": inv.Tanh(),
+    "Softplus": inv.Softplus(),
     "Coupling": inv.Coupling(nn.Identity()),
     "Additive": inv.Additive(),
+    "Affine": inv.Affine(),
+    "VolumePreserving": inv.VolumePreserving(),
+    "RationalQuadraticSpline": inv.RationalQuadraticSpline(),
     "Parallel": inv.Parallel(inv.Identity()),
     "Inverse": inv.Inverse(inv.Identity()),
     "Sequential": inv.Sequential(),
@@ -50,19 +61,35 @@ def row(label: str, example: inv.InvertibleModule | inv.CouplingTransform) -> tu
     kind = getattr(inv, name_of(label))
     doc = inspect.getdoc(kind) or ""
     link = f"{{any}}`{label} <invertible.{kind.__name__}>`"
+    maps, log_det = formulas(doc)
     if name_of(label) in CONTAINERS:
-        return (link, formula(doc), "the weakest layer's", "the layers' sum", cost(doc))
+        return (link, maps, "the weakest layer's", "the layers' sum", cost(doc))
     layer = inv.Coupling(nn.Identity(), example) if isinstance(example, inv.CouplingTransform) else example
-    free = "nothing is computed" if layer.isometric else cost(doc)
-    return (link, formula(doc), inverse(layer), log_det(layer, example), free)
+    if isinstance(example, inv.Coupling):
+        log_det = "those of T and S"
+    elif is_zero(layer):
+        log_det = "0"
+    return (link, maps, inverse(layer), log_det, "nothing is computed" if layer.isometric else cost(doc))
 
 
-def formula(doc: str) -> str:
-    """The first formula of a docstring, on one line."""
+def formulas(doc: str) -> tuple[str, str]:
+    """The first formula of a docstring, that of the map, and what it says of the log-determinant."""
+    summary = re.search(r":math:`([^`]*(?:\\mapsto|=)[^`]*)`", doc.split("\n\n")[0])
     block = re.search(r"\.\. math::\n((?:[ \t]+.*\n|\n)+)", doc + "\n")
-    inline = re.search(r":math:`([^`]+)`", doc)
-    text = block[1] if block else inline[1] if inline else ""
-    return f"${' '.join(text.split())}$".replace("|", r"\vert ")
+    text = " ".join((summary or block)[1].split())
+    maps, found, log_det = text.partition(r"\log|\det J| =")
+    if not found:
+        maps, _, log_det = text.partition(r"\text{log-determinant: }")
+    if not log_det:
+        beside = re.search(r"log-determinant :math:`([^`]+)`", doc)
+        log_det = beside[1] if beside else r"\log|\det J|"
+    return inline(re.sub(r"(,?\s*\\q?quad\s*)+$", "", maps.strip())), inline(log_det)
+
+
+def inline(formula: str) -> str:
+    """A formula in a cell of a table."""
+    formula = formula.replace("|", r"\vert ").strip()
+    return f"${formula.rstrip('.,')}$"
 
 
 def cost(doc: str) -> str:
@@ -84,14 +111,15 @@ def inverse(layer: inv.InvertibleModule) -> str:
     return exact + kind
 
 
-def log_det(layer: inv.InvertibleModule, example: object) -> str:
-    """Zero, if it is so by construction; the formula has it otherwise."""
-    if layer.isometric or isinstance(example, inv.Additive):
-        return "0"
-    if isinstance(example, inv.Haar | inv.LeGall53):
-        x = torch.rand(1, 2, 4, 4)
-        return "0" if not layer.forward_and_log_det(x)[1].any() else "yes"
-    return "yes"
+def is_zero(layer: inv.InvertibleModule) -> bool:
+    """Whether the log-determinant is 0 whatever the input."""
+    if layer.isometric:
+        return True
+    x = torch.linspace(-1, 1, 64).view(1, 4, 4, 4)
+    if isinstance(layer, inv.Coupling):
+        count = layer.transform.parameters_per_element
+        return not layer.transform.forward_and_log_det(x, torch.rand(1, 4 * count, 4, 4))[1].any()
+    return not layer.forward_and_log_det(x.abs().round() if isinstance(layer, inv.Dequantize) else x)[1].any()
 
 
 def check_complete() -> None:

@@ -39,6 +39,8 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
     Uninitialised in training mode it breaks the graph under ``torch.compile`` (with ``fullgraph=True``, the compiler
     refuses), and under ``torch.export`` and ``torch.func`` it raises.
 
+    Cost: a product and a sum per element.
+
     Source: Glow (Kingma and Dhariwal, 2018), section 3.1, https://arxiv.org/abs/1807.03039. There the statistics are
     written into the parameters; as buffers they survive FSDP, which owns the parameters, and weight decay pulls
     towards normalised outputs, not towards the identity.

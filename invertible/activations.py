@@ -27,6 +27,8 @@ class LeakyReLU(InvertibleModule[Tensor, Tensor]):
     The inverse multiplies errors of what is negative by 1/s. As with any kink, an input that is off by rounding may
     have the other slope where it is next to zero.
 
+    Cost: a comparison and a product per element.
+
     Source: Maas et al., 2013, https://ai.stanford.edu/~amaas/papers/relu_hybrid_icml2013_final.pdf
 
     Args:
@@ -125,6 +127,8 @@ class Sigmoid(_Squashing):
     or 1 is refused by ``inverse``. For that check ``inverse`` waits for the device; it is left out while compiling,
     exporting, tracing and under ``torch.func``. :class:`Reconstruct` keeps the layer's input.
 
+    Cost: an elementary function per element; in the inverse another, and the check of its range.
+
     Shape:
         - Input: ``(batch, channels, ...)``, floating point
         - Output: the same
@@ -166,6 +170,8 @@ class Tanh(_Squashing):
     -1 or 1 is refused by ``inverse``. For that check ``inverse`` waits for the device; it is left out while compiling,
     exporting, tracing and under ``torch.func``. :class:`Reconstruct` keeps the layer's input.
 
+    Cost: an elementary function per element; in the inverse another, and the check of its range.
+
     Shape:
         - Input: ``(batch, channels, ...)``, floating point
         - Output: the same
@@ -205,6 +211,8 @@ class Softplus(_Squashing):
     For that check ``inverse`` waits for the device; it is left out while compiling, exporting, tracing and under
     ``torch.func``. :class:`Reconstruct` keeps the layer's input, which small outputs carry in their relative size only.
 
+    Cost: an elementary function per element; in the inverse another, and the check of its range.
+
     Shape:
         - Input: ``(batch, channels, ...)``, floating point
         - Output: the same
@@ -243,6 +251,8 @@ class ConstantAffine(InvertibleModule[Tensor, Tensor]):
 
     for n pixels. The constants are buffers: a checkpoint carries them, and no optimizer sees them. Trained ones:
     :class:`ActNorm`.
+
+    Cost: a product and a sum per element.
 
     Args:
         scale: s, one for all channels or one for each; not zero.

@@ -40,6 +40,8 @@ class Affine(CouplingTransform):
 
     Scale and logarithm are computed in single precision at least, whatever the function's precision.
 
+    Cost: the scale, a product and a sum per element; the function has twice the channels.
+
     Source: RealNVP (Dinh et al., 2017), https://arxiv.org/abs/1605.08803; "sigmoid" is that of Glow's released code
     (Kingma & Dhariwal, 2018), https://arxiv.org/abs/1807.03039; the clamp with tanh is RealNVP's, without its learned
     factor, in the form of FrEIA, https://github.com/vislearn/FrEIA, whose default of 2 it has.

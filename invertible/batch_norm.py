@@ -31,6 +31,8 @@ class BatchNorm(InvertibleModule[Tensor, Tensor]):
     :class:`Reconstruct` keeps the layer's input. With several processes each has the statistics of its own batch, as
     torch's layer under DDP; DDP hands out the running ones of the first process.
 
+    Cost: a product and a sum per element, and in training mode the statistics.
+
     Source: Real NVP (Dinh et al., 2017), section 3.7, https://arxiv.org/abs/1605.08803, which also normalises by an
     average over recent batches in training. The scale and shift are those of MAF (Papamakarios et al., 2017),
     https://arxiv.org/abs/1705.07057

@@ -44,6 +44,8 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
     there it gets a copy, if one of its modules has ``inplace=True``. Compiled by itself, it fails in the compiler.
     The log-determinant is that of S, on both streams, plus that of T.
 
+    Cost: one evaluation of the function in each direction, and that of the transform and of S.
+
     Source: i-RevNet (Jacobsen et al., 2018), Eq. (1), https://arxiv.org/abs/1802.07088, with S applied to both
     streams as in its released code; the equation prints :math:`x_j` without S.
 

@@ -50,6 +50,8 @@ class InvertibleLinear(InvertibleModule[Tensor, Tensor]):
     widest dtype of input and parameters, and at least in float32, under autocast too: what must be undone can't be
     computed in 16 bits.
 
+    Cost: C² per pixel, and per call up to C³, by the parametrization; the inverse of two is by solving.
+
     Source: Glow (Kingma and Dhariwal, 2018), section 3.2, https://arxiv.org/abs/1807.03039, for PLU, here with L
     below, log \|d\| on, and U above the diagonal of one matrix of parameters; Tomczak and Welling, 2016, Eq. (9),
     https://arxiv.org/abs/1611.09630, for reflections, here as one product by the UT transform of Joffrain et al.,

@@ -33,8 +33,9 @@ class RationalQuadraticSpline(CouplingTransform):
     knot, in :math:`(m, 1/m)` with :math:`L = -\log m` and :math:`m` = ``min_derivative``. At the ends it is 1. Where
     all numbers are 0 the spline is the identity.
 
-    The inverse solves the quadratic equation of a bin. Written with :math:`\epsilon = (y - y_k) / h`, its discriminant
-    is a sum of two squares, and its root a quotient of positive terms,
+    It has the log-determinant :math:`\sum \log (dy/dx)`. The inverse solves the quadratic equation of a bin. Written
+    with :math:`\epsilon = (y - y_k) / h`, its discriminant is a sum of two squares, and its root a quotient of positive
+    terms,
 
     .. math::
         D = d_k (1 - \epsilon) - d_{k+1}\, \epsilon, \quad R = \sqrt{D^2 + 4 s^2 \epsilon (1 - \epsilon)}, \quad
@@ -45,6 +46,8 @@ class RationalQuadraticSpline(CouplingTransform):
 
     It is computed in single precision at least, and keeps some ``3 * bins`` numbers for each element while it runs. The
     inverse amplifies rounding by up to :math:`1 / (dy/dx)`: flat bins cost digits.
+
+    Cost: ``3 * bins - 1`` numbers of the function for each element, and the search for its bin.
 
     Source: Neural Spline Flows (Durkan et al., 2019), section 3.1, Eqs. (4) to (8), https://arxiv.org/abs/1906.04032,
     with its linear tails; the inverse is its Eqs. (6) to (8), the same root rearranged. Its derivatives are softplus of

@@ -43,6 +43,9 @@ class VolumePreserving(CouplingTransform):
     Every :math:`s` but 1 stretches one of two directions, and what a deep stack stretches, its inverse does, too:
     without a grid a small ``max_scale`` is safer. The volume is kept, unlike with :class:`Affine`.
 
+    Cost: the scale, a product or a quotient, and a sum per element; on a grid five rounded sums per pair. The
+    function has twice the channels.
+
     Source: the shears are the lifting steps of Daubechies & Sweldens (1998), section 7, of a diagonal matrix with
     determinant 1, https://doi.org/10.1007/BF02476026. GIN (Sorrenson et al., 2020), https://arxiv.org/abs/2001.04872,
     keeps the volume by scales whose logarithms sum to zero over all channels; here they do in each pair, since that is

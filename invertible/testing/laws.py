@@ -148,7 +148,7 @@ def keeps_form(module: Layer, x: Value, /, *, condition: Value | None = None, at
     """Dtype, device, batch and channels-last layout pass through; ``inverse`` gives back the input's shape."""
     for form in (x, map_value(as_channels_last, x)):
         y = module(form, condition=condition)
-        if isinstance(form, Tensor) and isinstance(y, tuple) and len(y) == 1:
+        if isinstance(form, Tensor) and _is_tuple_of_one(y):
             fail("one stream came out as a tuple of one, not as a tensor")
         back = module.inverse(y, condition=condition)
         given = list(leaves(form))
@@ -163,6 +163,10 @@ def keeps_form(module: Layer, x: Value, /, *, condition: Value | None = None, at
             lost = [t for t in results if has_layout(t) and not is_channels_last(t)]
             if lost:
                 fail(f"channels_last was lost: strides {[t.stride() for t in lost]}")
+
+
+def _is_tuple_of_one(value: object) -> bool:
+    return isinstance(value, tuple) and len(cast("tuple[object, ...]", value)) == 1
 
 
 def keeps_distances_if_isometric(
