@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invertible._value import leaves
+from invertible.testing import log_det_matches_autograd
 from tests.catalogue import ROWS
 
 
@@ -22,13 +23,10 @@ def test_layer_is_compiled_whole(name, method, data):
     torch._dynamo.reset()
     with torch.no_grad():
         value = layer(x, condition=condition) if method == "inverse" else x
-        try:
-            torch.manual_seed(1)
-            expected = getattr(layer, method)(value, condition=condition)
-        except ValueError as error:  # an injective layer before one that is not isometric
-            assert method == "forward_and_log_det"
-            assert "has no log-determinant" in str(error)
-            return
+        if method == "forward_and_log_det" and log_det_matches_autograd in row.exempt and not layer.stochastic:
+            return  # it has none: an injective layer before one that is not isometric
+        torch.manual_seed(1)
+        expected = getattr(layer, method)(value, condition=condition)
         compiled = torch.compile(getattr(layer, method), backend="aot_eager", fullgraph=True)
         torch.manual_seed(1)
         found = compiled(value, condition=condition)
