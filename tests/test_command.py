@@ -132,6 +132,7 @@ def photographs(root):
     return root
 
 
+@pytest.mark.slow
 def test_an_imagenet_style_tree_takes_the_same_path(tmp_path):
     photographs(tmp_path / "data")
     options = [
@@ -272,6 +273,7 @@ def test_wrong_input_is_one_clear_line_and_exit_code_2(mess, command, monkeypatc
         assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_signal_during_the_report_ends_well(command, tmp_path, monkeypatch, capsys):
     """A scheduler's patience may end while the finished network is inverted."""
     inverted = Trainer.invert
@@ -301,6 +303,7 @@ def test_wrong_input_in_a_worker_process_leaves_no_traceback(mess):
     assert result.stderr == "error: cannot read the image broken/train/cat/a.png: not an image file\n"
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_early_leaves_no_worker_behind(tmp_path):
     """They ignore the signal by which Python would end them, for it is the one that schedulers send."""
     options = ["--lr", 1e6, *QUICK[:2], "--epochs", 2, "--workers", 2, "--output", "run"]
@@ -311,6 +314,7 @@ def test_a_run_that_ends_early_leaves_no_worker_behind(tmp_path):
     assert re.search(r"steps skipped +│ \d, for a loss that was not finite", out)
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_with_what_is_not_finished_and_then_begins_anew(tmp_path):
     options = ["--epochs", 2, *QUICK, "--lr", 0.1]
     runs = tmp_path / "runs"
@@ -347,6 +351,7 @@ def test_the_same_command_goes_on_with_what_is_not_finished_and_then_begins_anew
         assert picture.size[0] > 500
 
 
+@pytest.mark.slow
 def test_allowed_changes_are_made_to_the_run_as_it_is(tmp_path):
     run("--epochs", 1, *QUICK, "--lr", 0.1, "--output", "run", cwd=tmp_path)
     options = ["--resume", "run", "--batch-size", 128, "--epochs", 2, "--allow-change"]
@@ -495,7 +500,7 @@ def watch(columns, cwd):
     return written.decode()
 
 
-@pytest.mark.parametrize("columns", [100, 30])
+@pytest.mark.parametrize("columns", [pytest.param(100, marks=pytest.mark.slow), 30])
 def test_a_terminal_shows_a_bar_that_fits(tmp_path, columns):
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", watch(columns, tmp_path))
     bars = [line for line in re.split(r"[\r\n]+", text) if "━" in line and "epoch" in line]

@@ -140,6 +140,7 @@ def test_torchscript_is_code(folder, capsys):
     assert "reading it would execute code, which may do anything" in err
 
 
+@pytest.mark.slow
 def test_the_command_as_a_person_uses_it(folder):
     """With the released code beside it: only the flag imports that."""
     code = "import torch\nclass iRevNet(torch.nn.Module):\n    pass\nopen('imported', 'w').close()\n"

@@ -19,6 +19,7 @@ def run(*command, cwd):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_the_wheel_installs_and_works_in_a_clean_environment(tmp_path):
     """Of the surrounding environment it sees the dependencies, not the editable install of this checkout."""
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT, cwd=tmp_path)

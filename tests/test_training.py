@@ -85,6 +85,7 @@ def replace(run, **changes):
     return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, **changes))
 
 
+@pytest.mark.slow
 def test_one_seed_gives_the_same_bits_twice_and_another_gives_others(digits, tmp_path):
     for name, seed, workers in [("a", 0, 0), ("b", 0, 1), ("c", 1, 0)]:
         fit(Trainer(Run(RICH, digits, seed=seed, workers=workers), tmp_path / name))
@@ -350,6 +351,7 @@ def test_curves_of_several_runs_share_a_picture(tmp_path):
     assert orange[1] < 500 < orange[0]
 
 
+@pytest.mark.slow
 def test_a_failed_run_can_go_on(digits, tmp_path):
     """What was done before too many bad images is kept; the run goes on when they are mended."""
     tree = tmp_path / "tree"
@@ -627,6 +629,7 @@ def test_a_reconstruction_that_drifts_ends_the_run_which_can_go_on_otherwise(dig
     assert trainer.books.drift is None
 
 
+@pytest.mark.slow
 def test_what_is_kept_decides_the_memory_and_nothing_else(digits, tmp_path):
     runs = {name: Run(dataclasses.replace(ONE_EPOCH, backprop=name, grid="none"), digits) for name in BACKPROP}
     trainers = {name: fit(Trainer(run, tmp_path / name)) for name, run in runs.items()}

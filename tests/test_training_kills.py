@@ -188,6 +188,7 @@ def test_sigterm_while_workers_are_started_saves(tmp_path, delay):
     assert checkpoints.names(tmp_path / "run" / "checkpoints")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path):
     """A limit on the size of files stands for the disk: weights fit, the optimiser's state beside them does not."""
     finish(1, tmp_path, "--epochs", 1)
