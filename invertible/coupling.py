@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _check
-from ._buffers import buffers_moving, in_training, kept_buffers
+from ._buffers import buffers_moving, buffers_stay, in_training, kept_buffers
 from ._compiled import is_compiled
 from ._function import evaluate, readable
 from ._fused import fused_sum
@@ -186,7 +186,7 @@ class Coupling(InvertibleModule[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]):
         return (x1, x2), [y1, y2, log_det_1 + log_det_2 + log_det_y]
 
     def _replay_inverse(self, x: tuple[Tensor, Tensor], condition: Value | None, *, log_det: bool) -> tuple[Any, Any]:
-        with torch.no_grad():
+        with torch.no_grad(), nullcontext() if self.downsample is None else buffers_stay(self.downsample):
             y1, base = detached_leaf(self._down(x[1], condition)), self._down(x[0], condition)
         x2, log_det_2 = self._up_and_log_det(y1, condition) if log_det else (self._up(y1, condition), None)
         parameters = self._evaluate(x2, base, condition, moving=False)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import invertible as inv
+from invertible._value import map_value
+from invertible.module import zero_log_det
 from invertible.testing import Law
 from invertible.testing.strategies import pairs, tensors
 
@@ -51,6 +53,19 @@ class Scale(inv.InvertibleModule):
 
     def forward_and_log_det(self, x, *, condition=None):
         return self(x), x.new_full((len(x),), self.factor).log() * x[0].numel()
+
+
+class Same(inv.InvertibleModule):
+    """Computes, and changes nothing, whatever the value: a layer after it has its input reconstructed."""
+
+    def forward(self, x, *, condition=None):
+        return map_value(lambda t: t * 1.0, x)
+
+    def inverse(self, y, *, condition=None):
+        return map_value(lambda t: t / 1.0, y)
+
+    def forward_and_log_det(self, x, *, condition=None):
+        return self(x), zero_log_det(x)
 
 
 def seeded(draw, make):

@@ -12,7 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from invertible import (
     ActNorm,
+    BatchNorm,
     Budget,
+    ConstantAffine,
     Coupling,
     Inverse,
     InvertibleLinear,
@@ -20,6 +22,7 @@ from invertible import (
     Recompute,
     Reconstruct,
     Sequential,
+    Sigmoid,
     Split,
     Store,
 )
@@ -332,3 +335,33 @@ def test_two_processes_have_the_statistics_of_both_batches():
     for message, kept in (bad, also_bad):
         assert "the first batch must be finite" in message
         assert same(kept, state(ActNorm(2)))
+
+
+@pytest.mark.parametrize("strategy", [Store(), Recompute(), Reconstruct()], ids=repr)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_backward_pass_of_the_other_direction_is_no_first_batch(strategy, inside):
+    """Reconstruction runs the layer forwards there, as a layer of the chain and as a coupling's S."""
+    torch.manual_seed(0)
+    layers = [ActNorm(2), ConstantAffine(2.0)]
+    if inside:
+        layers = [Split(), *(Coupling(nn.Linear(2, 2), downsample=ActNorm(2)) for _ in "ab"), Merge()]
+    net, plain = Sequential(*layers, backprop=strategy), Sequential(*copy.deepcopy(layers))
+    x = torch.rand(4, 4 if inside else 2)
+    for each in (net, plain):
+        each.inverse(x.clone().requires_grad_()).square().sum().backward()
+    for (key, p), other in zip(net.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, other.grad, msg=key)
+    assert not any(part.initialized for part in net.modules() if isinstance(part, ActNorm))
+
+
+@pytest.mark.parametrize("s", [BatchNorm(2), Sigmoid()], ids=repr)
+def test_a_coupling_keeps_its_input_if_what_it_downsamples_by_asks_for_it(s):
+    net = Sequential(ConstantAffine(9.0), Split(), Coupling(nn.Linear(2, 2), downsample=s), Merge())
+    x = torch.randn(8, 4)
+    found = []
+    for strategy in (Store(), Reconstruct()):
+        each = copy.deepcopy(net)
+        each.backprop = strategy
+        each(x).sum().backward()
+        found.append([p.grad for p in each.parameters()])
+    torch.testing.assert_close(*found)

@@ -682,3 +682,14 @@ def test_functions_that_are_not_torchs_own_run_without_data():
     with torch.device("meta"):
         net, x = Sequential(inv.Split(), Coupling(Own()), inv.Merge(), grid="exact"), torch.rand(2, 4)
     assert net(x).is_meta
+
+
+def test_the_layout_of_one_channel_does_not_depend_on_whether_gradients_are_wanted():
+    """A channel of a channels-last image is none; where it went, dropout masks after the grid fell elsewhere."""
+    inner = Sequential(Split(), Coupling(nn.Conv2d(1, 1, 1)), Merge(), grid="exact").double()
+    x = torch.rand(2, 2, 4, 4, dtype=torch.float64).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = PixelUnshuffle(2)(inner(x)).stride()
+    for strategy in (Store(), Recompute(), Reconstruct()):
+        inner.backprop = strategy
+        assert PixelUnshuffle(2)(inner(x)).stride() == expected

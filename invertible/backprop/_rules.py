@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from invertible._buffers import say_of_buffers
 from invertible._function import is_plain
 from invertible._running import METHODS
 from invertible._value import detached_leaf, map_value
@@ -72,10 +73,10 @@ def _fused(layer: InvertibleModule[Any, Any], method: str) -> Rule:
 
 
 def _generic(back: Callable[[Any, Any], Any]) -> Rule:
-    """Runs the layer backwards for its input, then forwards for the graph."""
+    """Runs the layer backwards for its input, which moves no buffer either way, then forwards for the graph."""
 
     def rule(step: Step, y: Any, grad: Any, grad_log_det: Tensor | None, condition: Any) -> Derivation:
-        with step.replay.again(), torch.no_grad():
+        with step.replay.again(), say_of_buffers(False), torch.no_grad():
             x = back(y, condition)
         x = map_value(detached_leaf, x)
         with step.replay.again(), torch.enable_grad():

@@ -83,7 +83,8 @@ def check_backprop(
 
     The outermost :class:`~invertible.Sequential` containers of the network take the strategy; those inside keep
     their own. Values, gradients of the input, the condition and the parameters, buffers and the random stream are
-    compared; bytes and evaluations are counted. Nothing is left behind in ``net``, nor in the random stream.
+    compared; bytes and evaluations are counted. Nothing is left behind in ``net``, nor in the random stream. The first
+    layer that computes keeps its input under every strategy: one that is to be tried needs another before it.
 
     Args:
         net: the network, in the mode and on the device in which it is trained.
