@@ -8,7 +8,7 @@ from torch import nn
 
 import invertible as inv
 
-HEADER = ("layer", "maps", "inverse", "log-determinant", "cost")
+HEADER = ("layer", "maps", "inverse", "on a grid", "bijective", "log-determinant", "cost")
 
 EXAMPLES: dict[str, inv.InvertibleModule | inv.CouplingTransform] = {
     "Identity": inv.Identity(),
@@ -57,19 +57,22 @@ def rows() -> list[tuple[str, ...]]:
 
 
 def row(label: str, example: inv.InvertibleModule | inv.CouplingTransform) -> tuple[str, ...]:
-    """Link, formula, how exact the inverse is, log-determinant, cost."""
+    """Link, formula, how exact the inverse is, whether it keeps a grid and is onto, log-determinant, cost."""
     kind = getattr(inv, name_of(label))
     doc = inspect.getdoc(kind) or ""
     link = f"{{any}}`{label} <invertible.{kind.__name__}>`"
     maps, log_det = formulas(doc)
     if name_of(label) in CONTAINERS:
-        return (link, maps, "the weakest layer's", "the layers' sum", cost(doc))
+        return (link, maps, *["the weakest layer's"] * 3, "the layers' sum", cost(doc))
     layer = inv.Coupling(nn.Identity(), example) if isinstance(example, inv.CouplingTransform) else example
     if isinstance(example, inv.Coupling):
         log_det = "those of T and S"
     elif is_zero(layer):
         log_det = "0"
-    return (link, maps, inverse(layer), log_det, "nothing is computed" if layer.isometric else cost(doc))
+    exact = "bit for bit" if layer.exactness is inv.Exactness.EXACT else "to rounding"
+    on_grid = "bit for bit" if layer.keeps_grid else "refused"
+    onto = "yes" if layer.bijective else "no: a left inverse"
+    return (link, maps, exact, on_grid, onto, log_det, "nothing is computed" if layer.isometric else cost(doc))
 
 
 def formulas(doc: str) -> tuple[str, str]:
@@ -100,15 +103,6 @@ def cost(doc: str) -> str:
     plain = re.sub(r":math:`([^`]+)`", r"$\1$", " ".join(found[1].split()))
     plain = re.sub(r":\w+:`[~.]*(?:\w+\.)*(\w+)`", r"`\1`", plain).replace("``", "`")
     return plain.rstrip(".").replace("|", r"\vert ")
-
-
-def inverse(layer: inv.InvertibleModule) -> str:
-    """How close it comes, and of what kind it is."""
-    exact = "bit for bit" if layer.exactness is inv.Exactness.EXACT else "to rounding"
-    if layer.keeps_grid and exact == "to rounding":
-        exact += "; bit for bit on a grid"
-    kind = "" if layer.bijective else "; a left inverse"
-    return exact + kind
 
 
 def is_zero(layer: inv.InvertibleModule) -> bool:

@@ -272,6 +272,33 @@ class KeepsItsOrderAsAParameter(Layer):
         return y[:, torch.argsort(self.order)] / 2
 
 
+class InvertsByRunningStatistics(Layer):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3, affine=False).double()
+
+    def forward(self, x, *, condition=None):
+        return self.norm(x)
+
+    def inverse(self, y, *, condition=None):
+        mean, var = (t.view(-1, 1, 1) for t in (self.norm.running_mean, self.norm.running_var))
+        return y * (var + self.norm.eps).sqrt() + mean
+
+
+class LogDetAtTheOutput(Layer):
+    def forward(self, x, *, condition=None):
+        return x.exp()
+
+    def inverse(self, y, *, condition=None):
+        return y.log()
+
+    def forward_and_log_det(self, x, *, condition=None):
+        return self(x), x.flatten(1).sum(1)
+
+    def inverse_and_log_det(self, y, *, condition=None):
+        return self.inverse(y), -y.flatten(1).sum(1)
+
+
 class RootOfANegative(Layer):
     def forward(self, x, *, condition=None):
         return x**2 * x.sign()
@@ -409,6 +436,20 @@ BROKEN = (
         "order is a parameter of integers",
         "FrEIA, fixed permutations and Haar kernels",
         "keeps constants as parameters, which optimizers, averages and FSDP take for weights",
+    ),
+    Broken(
+        InvertsByRunningStatistics(),
+        laws.recovers_its_input,
+        r"inverse\(forward\(x\)\) is not x",
+        "ibinn_imagenet",
+        "trains forwards by the batch's statistics, and inverts by the running ones",
+    ),
+    Broken(
+        LogDetAtTheOutput(),
+        laws.log_det_matches_autograd,
+        "inverse log-determinant is off",
+        "FrEIA, IResNetLayer",
+        "takes the log-determinant of the inverse at the output, not at the input",
     ),
     Broken(
         RootOfANegative(),
