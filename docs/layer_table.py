@@ -21,6 +21,7 @@ EXAMPLES: dict[str, inv.InvertibleModule | inv.CouplingTransform] = {
     "Haar": inv.Haar(),
     "Haar(lifting=True)": inv.Haar(lifting=True),
     "LeGall53": inv.LeGall53(),
+    "Reshape": inv.Reshape((2, 3), (6,)),
     "Permute": inv.Permute.reversed(4),
     "Augment": inv.Augment(2),
     "Dequantize": inv.Dequantize(),
@@ -29,6 +30,7 @@ EXAMPLES: dict[str, inv.InvertibleModule | inv.CouplingTransform] = {
     "BatchNorm": inv.BatchNorm(4).eval(),
     "ConstantAffine": inv.ConstantAffine(scale=2.0, shift=1.0),
     "LeakyReLU": inv.LeakyReLU(0.1),
+    "Elementwise": inv.Elementwise(inv.Affine(), channels=4),
     "Sigmoid": inv.Sigmoid(),
     "Tanh": inv.Tanh(),
     "Softplus": inv.Softplus(),
@@ -67,6 +69,8 @@ def row(label: str, example: inv.InvertibleModule | inv.CouplingTransform) -> tu
     layer = inv.Coupling(nn.Identity(), example) if isinstance(example, inv.CouplingTransform) else example
     if isinstance(example, inv.Coupling):
         log_det = "those of T and S"
+    elif isinstance(example, inv.Elementwise):
+        log_det = "that of T"
     elif is_zero(layer):
         log_det = "0"
     exact = "bit for bit" if layer.exactness is inv.Exactness.EXACT else "to rounding"

@@ -11,6 +11,7 @@ from .batch_norm import BatchNorm
 from .conditional import Conditional
 from .coupling import Coupling
 from .dequantize import Dequantize
+from .elementwise import Elementwise
 from .grid import Grid, StreamRangeError
 from .identity import Identity
 from .inverse import Inverse
@@ -23,6 +24,7 @@ from .parallel import Parallel
 from .permute import Permute
 from .pixel_unshuffle import PixelUnshuffle
 from .rational_quadratic_spline import RationalQuadraticSpline
+from .reshape import Reshape
 from .sequential import Sequential
 from .split import Merge, Split
 from .swap import Swap
@@ -46,6 +48,7 @@ __all__ = [
     "Dequantize",
     "DriftError",
     "DriftWarning",
+    "Elementwise",
     "EnvironmentMismatch",
     "ErrorEstimate",
     "Exactness",
@@ -69,6 +72,7 @@ __all__ = [
     "RationalQuadraticSpline",
     "Recompute",
     "Reconstruct",
+    "Reshape",
     "Sequential",
     "Sigmoid",
     "Softplus",

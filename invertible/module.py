@@ -224,8 +224,12 @@ class InvertibleModule(nn.Module, abc.ABC, Generic[X, Y]):
     def _keeps_input(self, method: str) -> bool:
         """Whether ``Reconstruct`` keeps what enters a method: from the output it does not come back, or not well."""
         own = not self.bijective or self.exactness is Exactness.ITERATIVE
-        inside = (part for part in self.children() if isinstance(part, InvertibleModule))  # a coupling's S, for one
-        return own or any(part._keeps_input(each) for part in inside for each in METHODS)
+        return own or any(  # a coupling's S, for one
+            cast("InvertibleModule[Any, Any]", part)._keeps_input(each)
+            for part in self.children()
+            if isinstance(part, InvertibleModule)
+            for each in METHODS
+        )
 
     def off_range(self, y: Y, *, condition: Value | None = None) -> Tensor:
         r"""Returns :math:`\lVert y - \mathrm{forward}(\mathrm{inverse}(y))\rVert` per sample, of shape ``(batch,)``.

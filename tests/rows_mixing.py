@@ -2,6 +2,7 @@
 
 import torch
 from hypothesis import strategies as st
+from torch import nn
 
 import invertible as inv
 from invertible.testing import inverse_moves_no_buffer
@@ -11,6 +12,27 @@ from tests.rows import Row, seeded, with_mode
 PARAMETRIZATIONS = ["plu", "householder", "matrix-exponential", "free"]
 
 x2d = torch.zeros(2, 3, 4, 4)
+
+
+def draw_elementwise(draw):
+    def make():
+        transform = draw(st.sampled_from([inv.Additive(), inv.Affine(), inv.RationalQuadraticSpline(bins=3)]))
+        return disturbed(inv.Elementwise(transform, channels=draw(st.integers(1, 3), label="channels")), 1.0)
+
+    return seeded(draw, make)
+
+
+def draw_conditional_elementwise(draw):
+    return seeded(draw, lambda: inv.Elementwise(inv.Affine(), function=nn.Linear(2, 2 * 3)))
+
+
+class Widened(nn.Module):
+    def forward(self, x):
+        return x.double().repeat(1, 3)
+
+
+def of_label(x, function=None):
+    return inv.Elementwise(inv.Affine(), function=function or nn.Linear(2, 6))(x, condition=torch.zeros(2, 2))
 
 
 def any_dims(channels):
@@ -80,6 +102,45 @@ def untold(norm):
 
 
 ROWS: dict[str, Row] = {
+    "Elementwise": Row(
+        inv.Elementwise,
+        draw_elementwise,
+        lambda draw, m: draw(any_dims(st.just(m.channels))),
+        rejects={
+            "Elementwise: transform must be of type CouplingTransform, got an object of type Tanh.": lambda: (
+                inv.Elementwise(nn.Tanh(), channels=3)
+            ),
+            "Elementwise: function must be of type Module, got an object of type int.": lambda: inv.Elementwise(
+                inv.Affine(), function=3
+            ),
+            "Elementwise: either channels or function must be given, got none.": lambda: inv.Elementwise(inv.Affine()),
+            "either channels or function must be given, got both.": lambda: inv.Elementwise(
+                inv.Affine(), channels=2, function=nn.Tanh()
+            ),
+            "Elementwise: channels must be at least 1, got 0.": lambda: inv.Elementwise(inv.Affine(), channels=0),
+            "expected 2 channels, got a tensor of shape (2, 3, 4, 4).": lambda: inv.Elementwise(
+                inv.Affine(), channels=2
+            )(x2d),
+            "expected a floating-point tensor, got dtype torch.int64.": lambda: inv.Elementwise(
+                inv.Affine(), channels=3
+            )(x2d.long()),
+        },
+    ),
+    "Elementwise, conditional": Row(
+        inv.Elementwise,
+        draw_conditional_elementwise,
+        lambda draw, m: draw(any_dims(st.just(3))),
+        condition=lambda x: x.flatten(1)[:, :2] + 0.5,
+        rejects={
+            "the function needs a condition, got None.": lambda: inv.Elementwise(inv.Affine(), function=nn.Tanh())(x2d),
+            "the function must return a tensor of shape (2, 6) or one with the space (4, 4), got a tensor of shape "
+            "(2, 2).": lambda: of_label(x2d, nn.Tanh()),
+            "the function must return a tensor, got a tuple": lambda: of_label(x2d, nn.GRU(2, 6)),
+            "the function's output must fit into the input's dtype torch.float32, got torch.float64.": lambda: of_label(
+                x2d, Widened()
+            ),
+        },
+    ),
     "InvertibleLinear": Row(
         inv.InvertibleLinear,
         draw_linear,

@@ -111,7 +111,31 @@ class Wrong:
         self.sample, self.log_prob = sample, log_prob
 
 
+def draw_reshape(draw):
+    sizes = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3), label="sizes")
+    return inv.Reshape(sizes, draw(st.sampled_from([(-1,), (1, -1), sizes[::-1], (-1, sizes[0])])))
+
+
 ROWS: dict[str, Row] = {
+    "Reshape": Row(
+        inv.Reshape,
+        draw_reshape,
+        lambda draw, m: torch.randn(draw(st.integers(1, 3)), *m.shape, dtype=torch.float64),
+        rejects={
+            "Reshape: both shapes must have as many elements, got (2, 3) and (5,).": lambda: inv.Reshape((2, 3), (5,)),
+            "Reshape: both shapes must have as many elements, got (2, 3) and (-1, 4).": lambda: inv.Reshape(
+                (2, 3), (-1, 4)
+            ),
+            "Reshape: shape must have one size at least, and each at least 1, got ().": lambda: inv.Reshape((), (1,)),
+            "Reshape: new_shape must have one size at least, and each at least 1, got (-1, -1).": lambda: inv.Reshape(
+                (4,), (-1, -1)
+            ),
+            "Reshape: a size of shape must be an integer, got 2.0.": lambda: inv.Reshape((2.0,), (2,)),
+            "expected samples of shape (2, 3), got a tensor of shape (4, 3, 2).": lambda: inv.Reshape((2, 3), (6,))(
+                torch.zeros(4, 3, 2)
+            ),
+        },
+    ),
     "PixelUnshuffle checkerboard": Row(
         inv.PixelUnshuffle,
         lambda draw: inv.PixelUnshuffle(factors(draw, [2, 4]), order="checkerboard"),
