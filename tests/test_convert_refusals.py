@@ -208,8 +208,10 @@ CONTENTS = {
     "linear.bias must have the shape (5,), got (4,)": changed({"linear.bias": torch.zeros(4)}),
     "linear.weight must have 2 dimensions, got the shape (960,)": changed({"linear.weight": torch.zeros(960)}),
     "linear.weight must have the shape (5, 192), got (5, 191)": changed({"linear.weight": torch.zeros(5, 191)}),
-    "linear.weight must have at least one class, got none": changed({"linear.weight": torch.zeros(0, 192)}),
-    "bn1.weight must have a floating-point dtype, got torch.int64": changed({"bn1.weight": torch.zeros(192).long()}),
+    "linear.weight must not be empty, got the shape (0, 192)": changed({"linear.weight": torch.zeros(0, 192)}),
+    "bn1.weight must have float16, bfloat16, float32 or float64, got torch.int64": changed(
+        {"bn1.weight": torch.zeros(192).long()}
+    ),
     "bn1.num_batches_tracked must have torch.int64, got torch.float32": changed(
         {"bn1.num_batches_tracked": torch.zeros(())}
     ),
@@ -327,7 +329,7 @@ def test_what_can_not_be_written_leaves_nothing(folder, capsys, monkeypatch, com
         monkeypatch.setattr(convert, "save_file", lambda _, path, metadata: fail(path))
         monkeypatch.setattr(torch, "save", lambda _, file: fail(Path(file.name)))
     else:
-        monkeypatch.setattr(Path, "replace", fail)
+        monkeypatch.setattr(Path, "hardlink_to", fail)
     if at == "Ctrl-C":
         before = sorted(folder.rglob("*"))
         assert run(capsys, command, folder / "in" / "net", out) == (130, "", "stopped; nothing written\n")

@@ -76,8 +76,9 @@ def test_what_is_wrong_with_a_folder(net, tmp_path):
     cannot = f"zoo.from_pretrained: cannot build what {path} describes: "
     refused(f"{cannot}zoo.create: unknown model 'resnet_1001'; there are ", {**config, "model": "resnet_1001"})
     refused(f"{cannot}zoo.create: irevnet_small has no option 'x'", {**config, "options": {"x": 1}})
-    for value in ("many", 10**15, -1):
+    for value in ("many", 10**30, -1):
         refused(cannot, {**config, "options": {"num_classes": value}})
+    refused("does not fit this IRevNet: ", {**config, "options": {"num_classes": 10**15}})  # nothing is allocated
     refused("does not fit this IRevNet: 2 of ", {**config, "options": {**config["options"], "num_classes": 2}})
     (tmp_path / "model.safetensors").unlink()
     refused(f"zoo.load_weights: cannot read {tmp_path / 'model.safetensors'}: No such file or directory.", config)
