@@ -212,6 +212,12 @@ CONTENTS = {
     "bn1.weight must have float16, bfloat16, float32 or float64, got torch.int64": changed(
         {"bn1.weight": torch.zeros(192).long()}
     ),
+    "bn1.bias must have float16, bfloat16, float32 or float64, got torch.float8_e4m3fn": changed(
+        {"bn1.bias": torch.zeros(192).to(torch.float8_e4m3fn)}
+    ),
+    "linear.weight must not be empty, got the shape (100000000000000000, 0)": changed(
+        {"linear.weight": torch.zeros(10**17, 0)}
+    ),
     "bn1.num_batches_tracked must have torch.int64, got torch.float32": changed(
         {"bn1.num_batches_tracked": torch.zeros(())}
     ),
@@ -309,6 +315,21 @@ def test_paths_are_refused(folder, capsys, command):
     err = refused(capsys, folder, command, inside, outside)
     assert err == f"error: {outside} is there already; remove it, or take another name\n"
     assert outside.read_text() == "mine"
+    outside.unlink()
+    outside.symlink_to(folder / "elsewhere")  # where there is nothing
+    assert "is there already" in refused(capsys, folder, command, inside, outside)
+    err = refused(capsys, folder, command, inside, folder / "out" / ("n" * 300))
+    assert err.endswith("n: File name too long\n")
+
+
+def test_a_file_made_meanwhile_is_kept(folder, monkeypatch):
+    out, save = folder / "out" / ("n" * 240), convert.save_file
+    monkeypatch.setattr(convert, "save_file", lambda *given: (out.write_text("mine"), save(*given)))
+    torch.save(oracle().state_dict(), folder / "in" / "net")
+    with pytest.raises(InputError, match=f"cannot write {out}: File exists"):
+        convert.convert_released(folder / "in" / "net", out)
+    assert out.read_text() == "mine"
+    assert list(out.parent.iterdir()) == [out]
 
 
 @pytest.mark.parametrize("command", ["released", "to-released"])

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from zoo.frozen import frozen
+from zoo._frozen import frozen
 
 __all__ = ["CARDS", "Card", "TopOne", "card"]
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from invertible import PixelUnshuffle, Split
+from zoo._writing import whole
 from zoo.errors import InputError, reason
 from zoo.irevnet import IRevNet
 from zoo.unpickling import read_tensors
-from zoo.writing import whole
 
 __all__ = ["build", "convert_released", "convert_to_released", "from_released", "load_converted", "to_released"]
 

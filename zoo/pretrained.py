@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import invertible
+from zoo._frozen import frozen
 from zoo.checkpoints import write
 from zoo.errors import WeightsError, reason
-from zoo.frozen import frozen
 from zoo.registry import Config, config_of, create
 from zoo.weights import FORMAT, check_fit, save_weights, stored_in
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from zoo.frozen import frozen
+from zoo._frozen import frozen
 from zoo.weights import Weights, fetch, load_weights, weights_of
 
 __all__ = ["Config", "config_of", "create", "names", "register", "replace_head"]

@@ -1,5 +1,6 @@
 """Reads the tensors of a checkpoint that somebody else has pickled, without executing what is pickled beside them."""
 
+import io
 import itertools
 import pickle
 import pickletools
@@ -93,8 +94,7 @@ def _refuse_bombs(file: IO[bytes]) -> None:
                 raise InputError("its records are larger than the file")
             for each in records:
                 if each.filename.endswith("data.pkl"):
-                    with archive.open(each) as pickled:
-                        _refuse_nesting(pickled)
+                    _refuse_nesting(io.BytesIO(archive.read(each)))
     else:
         file.seek(0)
         for _ in range(_LEGACY):

@@ -16,21 +16,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from zoo._frozen import frozen
+from zoo._writing import whole
 from zoo.errors import WeightsError, reason
-from zoo.frozen import frozen
-from zoo.writing import whole
 
 __all__ = [
     "FORMAT",
     "WEIGHTS",
-    "Stored",
     "Transforms",
     "Weights",
-    "check_fit",
     "fetch",
     "load_weights",
     "save_weights",
-    "stored_in",
     "weights_of",
 ]
 
@@ -217,12 +214,12 @@ def _download(weights: Weights, partial: Path, *, progress: bool) -> str:
 
 
 def _opened(url: str) -> Any:
-    request = urllib.request.Request(url, headers={"User-Agent": "invertible.zoo"})  # noqa: S310
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "invertible.zoo"})  # noqa: S310
         return urllib.request.urlopen(request, timeout=_PATIENCE)  # noqa: S310
     except urllib.error.HTTPError as error:
         error.close()
-        raise _Failed(f"the server says {error.code} {error.reason}".splitlines()[0]) from None
+        raise _Failed(f"the server says {error.code} {error.reason}".splitlines()[0].rstrip(".")) from None
     except urllib.error.URLError as error:
         why = error.reason
         raise _Failed(f"no connection, {reason(why) if isinstance(why, BaseException) else why}") from None
