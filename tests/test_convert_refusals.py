@@ -261,6 +261,17 @@ def test_another_network_is_refused_on_the_way_back(folder, capsys):
         to_released({})
 
 
+def test_sizes_that_no_file_has():
+    state, width = {"linear.weight": torch.zeros(1, 1)}, 6
+    for i in range(16):
+        place = f"stack.{i}.bottleneck_block."
+        state[f"{place}{2 if i else 0}.weight"] = torch.zeros(1).expand(1, width, 1, 1)
+        width *= 4
+        state[f"{place}{9 if i else 7}.weight"] = torch.zeros(1).expand(width, 1, 1, 1)
+    with pytest.raises(InputError, match=r"the shapes are of no network that can be built \(Storage size"):
+        from_released(state)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The bytes of good files, by their format."""
@@ -330,6 +341,21 @@ def test_a_file_made_meanwhile_is_kept(folder, monkeypatch):
         convert.convert_released(folder / "in" / "net", out)
     assert out.read_text() == "mine"
     assert list(out.parent.iterdir()) == [out]
+
+
+def test_file_systems_without_hard_links(folder, monkeypatch):
+    def refuse(new, old):
+        if new.name == "taken":
+            new.symlink_to(folder / "elsewhere")
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    torch.save(oracle().state_dict(), folder / "in" / "net")
+    convert.convert_released(folder / "in" / "net", folder / "out" / "net")
+    same(to_released(load_converted(folder / "out" / "net").state_dict()), oracle().state_dict())
+    with pytest.raises(InputError, match="cannot write .*: File exists"):
+        convert.convert_released(folder / "in" / "net", folder / "out" / "taken")
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["net", "taken"]
 
 
 @pytest.mark.parametrize("command", ["released", "to-released"])
