@@ -209,8 +209,16 @@ CONTENTS = {
     "linear.bias must have the shape (5,), got (4,)": changed({"linear.bias": torch.zeros(4)}),
     "linear.weight must have 2 dimensions, got the shape (960,)": changed({"linear.weight": torch.zeros(960)}),
     "linear.weight must have the shape (5, 192), got (5, 191)": changed({"linear.weight": torch.zeros(5, 191)}),
-    "linear.weight must have at least one class, got none": changed({"linear.weight": torch.zeros(0, 192)}),
-    "bn1.weight must have a floating-point dtype, got torch.int64": changed({"bn1.weight": torch.zeros(192).long()}),
+    "linear.weight must not be empty, got the shape (0, 192)": changed({"linear.weight": torch.zeros(0, 192)}),
+    "bn1.weight must have float16, bfloat16, float32 or float64, got torch.int64": changed(
+        {"bn1.weight": torch.zeros(192).long()}
+    ),
+    "bn1.bias must have float16, bfloat16, float32 or float64, got torch.float8_e4m3fn": changed(
+        {"bn1.bias": torch.zeros(192).to(torch.float8_e4m3fn)}
+    ),
+    "linear.weight must not be empty, got the shape (100000000000000000, 0)": changed(
+        {"linear.weight": torch.zeros(10**17, 0)}
+    ),
     "bn1.num_batches_tracked must have torch.int64, got torch.float32": changed(
         {"bn1.num_batches_tracked": torch.zeros(())}
     ),
@@ -252,6 +260,17 @@ def test_another_network_is_refused_on_the_way_back(folder, capsys):
         load_converted(weights)
     with pytest.raises(InputError, match=r"the key 'body.2.function.0.weight' is missing"):
         to_released({})
+
+
+def test_sizes_that_no_file_has():
+    state, width = {"linear.weight": torch.zeros(1, 1)}, 6
+    for i in range(16):
+        place = f"stack.{i}.bottleneck_block."
+        state[f"{place}{2 if i else 0}.weight"] = torch.zeros(1).expand(1, width, 1, 1)
+        width *= 4
+        state[f"{place}{9 if i else 7}.weight"] = torch.zeros(1).expand(width, 1, 1, 1)
+    with pytest.raises(InputError, match=r"the shapes are of no network that can be built \(Storage size"):
+        from_released(state)
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +327,36 @@ def test_paths_are_refused(folder, capsys, command):
     err = refused(capsys, folder, command, inside, outside)
     assert err == f"error: {outside} is there already; remove it, or take another name\n"
     assert outside.read_text() == "mine"
+    outside.unlink()
+    outside.symlink_to(folder / "elsewhere")  # where there is nothing
+    assert "is there already" in refused(capsys, folder, command, inside, outside)
+    err = refused(capsys, folder, command, inside, folder / "out" / ("n" * 300))
+    assert err.endswith("n: File name too long\n")
+
+
+def test_a_file_made_meanwhile_is_kept(folder, monkeypatch):
+    out, save = folder / "out" / ("n" * 240), convert.save_file
+    monkeypatch.setattr(convert, "save_file", lambda *given: (out.write_text("mine"), save(*given)))
+    torch.save(oracle().state_dict(), folder / "in" / "net")
+    with pytest.raises(InputError, match=f"cannot write {out}: File exists"):
+        convert.convert_released(folder / "in" / "net", out)
+    assert out.read_text() == "mine"
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_file_systems_without_hard_links(folder, monkeypatch):
+    def refuse(new, old):
+        if new.name == "taken":
+            new.symlink_to(folder / "elsewhere")
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    torch.save(oracle().state_dict(), folder / "in" / "net")
+    convert.convert_released(folder / "in" / "net", folder / "out" / "net")
+    same(to_released(load_converted(folder / "out" / "net").state_dict()), oracle().state_dict())
+    with pytest.raises(InputError, match="cannot write .*: File exists"):
+        convert.convert_released(folder / "in" / "net", folder / "out" / "taken")
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["net", "taken"]
 
 
 @pytest.mark.parametrize("command", ["released", "to-released"])
@@ -328,7 +377,7 @@ def test_what_can_not_be_written_leaves_nothing(folder, capsys, monkeypatch, com
         monkeypatch.setattr(convert, "save_file", lambda _, path, metadata: fail(path))
         monkeypatch.setattr(torch, "save", lambda _, file: fail(Path(file.name)))
     else:
-        monkeypatch.setattr(Path, "replace", fail)
+        monkeypatch.setattr(Path, "hardlink_to", fail)
     if at == "Ctrl-C":
         before = sorted(folder.rglob("*"))
         assert run(capsys, command, folder / "in" / "net", out) == (130, "", "stopped; nothing written\n")

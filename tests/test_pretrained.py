@@ -1,7 +1,10 @@
 """Folders with a network in them, the hub of Hugging Face, and ``torch.hub``."""
 
+import copy
 import importlib.util
 import json
+import os
+import pickle
 import re
 import shutil
 import sys
@@ -58,6 +61,88 @@ def test_a_new_classifier_is_saved_as_such(tmp_path):
     assert_same(headless, from_pretrained(save_pretrained(headless, tmp_path)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_dtypes_are_those_of_the_file(tmp_path, dtype):
+    made = zoo.irevnet_small(num_classes=3, blocks=(1,)).to(dtype)
+    made.head.float()
+    again = from_pretrained(save_pretrained(made, tmp_path))
+    assert_same(made, again)
+    assert [p.dtype for p in again.parameters()] == [p.dtype for p in made.parameters()]
+    assert {t.dtype for t in again.buffers()} == {dtype, torch.float32, torch.int64}
+    assert all(p.requires_grad for p in again.parameters())
+    (tmp_path / "model.safetensors").write_bytes(b"")  # what was read is not this file's memory
+    assert_same(made, again)
+
+
+def test_options_are_read_only(tmp_path):
+    blocks = [1, 1]
+    made = zoo.create("irevnet_small", num_classes=3, blocks=blocks)
+    options = zoo.config_of(made).options
+    blocks.append(1)
+    assert options["blocks"] == (1, 1)
+    assert_same(made, from_pretrained(save_pretrained(made, tmp_path)))
+    for again in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):  # noqa: S301
+        assert zoo.config_of(again) == zoo.config_of(made)
+    assert hash(zoo.config_of(made)) == hash(zoo.config_of(copy.deepcopy(made)))
+    card = zoo.card("irevnet_b")
+    assert hash(card) == hash(copy.deepcopy(card))
+    for each in (options, card.activations, card.step):
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            each["store"] = 1
+    assert repr(options) == repr(dict(options))
+
+
+def test_modes_are_those_of_other_files(net, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        assert (save_pretrained(net, tmp_path) / name).stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask():
+    found = os.umask(0)
+    os.umask(found)
+    return found
+
+
+def test_saving_draws_no_random_numbers(net, tmp_path):
+    before = torch.get_rng_state()
+    save_pretrained(net, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_network_that_was_changed_is_not_saved(tmp_path):
+    made = zoo.irevnet_small(num_classes=3, blocks=(1,))
+    made.head[4] = torch.nn.Linear(48, 9)
+    words = "got head.4.weight: (9, 48) in place of (3, 48). A classifier is replaced by zoo.replace_head."
+    with pytest.raises(ValueError, match=re.escape(words)):
+        save_pretrained(made, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_hostile_configuration_allocates_nothing(net, tmp_path):
+    save_pretrained(net, tmp_path)
+    good, path = json.loads((tmp_path / "config.json").read_text()), tmp_path / "config.json"
+    cannot = f"zoo.from_pretrained: cannot build what {path} describes: "
+    wanted = "it has more parameters than there are tensors in the file of weights."
+    for blocks, words in (
+        ([1] * 6, "does not fit this IRevNet: "),
+        ([1] * 40, cannot),
+        ([10**9], cannot + wanted),
+        ({"a": 1}, cannot),
+    ):
+        path.write_text(json.dumps({**good, "options": {**good["options"], "blocks": blocks}}))
+        with pytest.raises(WeightsError, match=re.escape(words)) as raised:
+            from_pretrained(tmp_path)
+        assert "\n" not in str(raised.value)
+    assert torch.nn.Linear(1, 1).weight.shape == (1, 1)  # nothing is counted any more
+    deep = f'{{"zoo_format": 1, "model": "x", "options": {{"a": {"[" * 600 + "]" * 600}}}}}'
+    for content, words in (("[" * 200_000, f"{path} is not JSON"), (deep, f"cannot use {path}")):
+        path.write_text(content)
+        with pytest.raises(WeightsError, match=f"zoo.from_pretrained: {re.escape(words)}: maximum recursion depth"):
+            from_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match=r"zoo\.from_pretrained: cannot read 'x{79}: File name too long\."):
+        from_pretrained("x" * 5000)
+
+
 def test_what_is_wrong_with_a_folder(net, tmp_path):
     save_pretrained(net, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -76,8 +161,9 @@ def test_what_is_wrong_with_a_folder(net, tmp_path):
     cannot = f"zoo.from_pretrained: cannot build what {path} describes: "
     refused(f"{cannot}zoo.create: unknown model 'resnet_1001'; there are ", {**config, "model": "resnet_1001"})
     refused(f"{cannot}zoo.create: irevnet_small has no option 'x'", {**config, "options": {"x": 1}})
-    for value in ("many", 10**15, -1):
+    for value in ("many", 10**30, -1):
         refused(cannot, {**config, "options": {"num_classes": value}})
+    refused("does not fit this IRevNet: ", {**config, "options": {"num_classes": 10**15}})  # nothing is allocated
     refused("does not fit this IRevNet: 2 of ", {**config, "options": {**config["options"], "num_classes": 2}})
     (tmp_path / "model.safetensors").unlink()
     refused(f"zoo.load_weights: cannot read {tmp_path / 'model.safetensors'}: No such file or directory.", config)

@@ -1,7 +1,10 @@
 """Weights: a download that is whole, verified and kept, or an error and nothing left; and what fits a network."""
 
+import copy
+import dataclasses
 import hashlib
 import http.server
+import os
 import re
 import subprocess
 import sys
@@ -33,12 +36,17 @@ class Server(http.server.BaseHTTPRequestHandler):
         if kind.behaviour == "error":
             self.send_error(503, "Out of Order")
             return
+        if kind.behaviour in {"loop", "astray"}:
+            self.send_response(302)
+            self.send_header("Location", self.path if kind.behaviour == "loop" else "http://[::1/x")
+            self.end_headers()
+            return
         if kind.behaviour == "gone":
             self.close_connection = True
             return
         self.send_response(200)
         if kind.behaviour != "no length":
-            self.send_header("Content-Length", str(len(kind.content)))
+            self.send_header("Content-Length", "²" if kind.behaviour == "odd length" else str(len(kind.content)))
         self.end_headers()
         if kind.behaviour == "silent":
             self.wfile.write(kind.content[:1000])
@@ -124,8 +132,9 @@ def test_other_classes_get_a_new_classifier(entry, trained):
     torch.testing.assert_close(whole.head[-1](features), whole(x))
 
 
-def test_a_length_is_not_needed(entry, monkeypatch):
-    monkeypatch.setattr(Server, "behaviour", "no length")
+@pytest.mark.parametrize("behaviour", ["no length", "odd length"])
+def test_a_length_is_not_needed(entry, monkeypatch, behaviour):
+    monkeypatch.setattr(Server, "behaviour", behaviour)
     assert fetch(entry).exists()
 
 
@@ -142,6 +151,8 @@ FAILURES = {
     "error": r"the server says 503 Out of Order\.",
     "gone": r"no answer, Remote end closed connection without response\.",
     "silent": r"the connection broke, timed out\.",
+    "loop": r"the server says 302 The HTTP server returned a redirect error that would lead to an infinite loop\. ",
+    "astray": r"no address of the web, Invalid IPv6 URL\.",
 }
 
 
@@ -156,6 +167,15 @@ def test_what_goes_wrong_leaves_nothing(behaviour, entry, monkeypatch, tmp_path)
     assert message.startswith(f"zoo.fetch: cannot download {entry.url} for irevnet_small.tiny: ")
     by_hand = tmp_path / "hub" / "checkpoints" / entry.file_name
     assert message.endswith(f"Without a network, put that file at {by_hand}; its SHA-256 is {entry.sha256}.")
+    assert "\n" not in message
+
+
+def test_addresses_that_are_none(entry, address):
+    for url in (f"{address}/ä", "http://[::1", "http://.."):
+        with pytest.raises(WeightsError, match=r"zoo\.fetch: cannot download .*: no address of the web, "):
+            fetch(dataclasses.replace(entry, url=url))
+    with pytest.raises(WeightsError, match=r"cannot use .*: File name too long\."):
+        fetch(dataclasses.replace(entry, tag="t" * 240))
 
 
 def test_a_bad_download_leaves_the_file_of_somebody_else(entry, monkeypatch, tmp_path):
@@ -205,7 +225,7 @@ def test_a_full_disk_leaves_nothing(entry, tmp_path):
     command = [sys.executable, "-W", "error", "-c", FULL, entry.url, entry.sha256, str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert f"cannot write {tmp_path}/.irevnet_small.tiny-" in result.stdout
+    assert f"cannot write {tmp_path}/irevnet_small.tiny-" in result.stdout
     assert "File too large" in result.stdout
     assert files(tmp_path) == []
 
@@ -217,9 +237,16 @@ def test_a_folder_that_is_a_file(entry, tmp_path):
 
 
 def test_entries_have_a_hash_and_an_address(entry):
-    for sha256 in ("", "abc", "G" * 64, "A" * 64):
+    for sha256 in ("", "abc", "G" * 64, "A" * 63):
         with pytest.raises(ValueError, match=r"Weights: sha256 must be 64 hexadecimal digits, got"):
             Weights("irevnet_small", "x", "https://example.org/x", sha256, LOOKS)
+    upper = Weights("irevnet_small", "x", "https://example.org/x", "A" * 64, LOOKS, {"blocks": [1, 1]})
+    assert upper.sha256 == "a" * 64
+    assert upper.options == {"blocks": (1, 1)}
+    assert len({upper, copy.deepcopy(upper)}) == 1
+    for tag in ("../x", "a/b", "a\\b", "", "x\n"):
+        with pytest.raises(ValueError, match=r"Weights: model and tag must be of letters, digits and \. _ \+ -, got"):
+            Weights("irevnet_small", tag, "https://example.org/x", "0" * 64, LOOKS)
     with pytest.raises(
         ValueError, match=r"Weights: url must begin with https:// or http://, got 'file:///etc/passwd'\."
     ):
@@ -227,6 +254,12 @@ def test_entries_have_a_hash_and_an_address(entry):
     for name, each in WEIGHTS.items():
         assert name == each.name == f"{each.model}.{each.tag}"
         assert each.model in zoo.names()
+
+
+def test_an_entry_under_another_key_is_found(entry, monkeypatch):
+    monkeypatch.delitem(WEIGHTS, entry.name)
+    monkeypatch.setitem(WEIGHTS, "mine", entry)
+    assert zoo.create("irevnet_small", weights="tiny").num_classes == 5
 
 
 def test_unknown_tags_and_other_models_weights(entry):
@@ -245,6 +278,24 @@ def test_transforms():
     x = looks(torch.full((2, 3, 72, 90), 255, dtype=torch.uint8))
     assert (x.shape, x.dtype) == ((2, 3, 32, 32), torch.float32)
     torch.testing.assert_close(x[0, :, 5, 5], torch.tensor([1.0, 1.0, 2.0]))
+    grey = Transforms(36, 32, (0.5,), (0.5,))(torch.zeros(1, 40, 40, dtype=torch.uint8))
+    assert torch.equal(grey, torch.full((1, 32, 32), -1.0))
+
+
+def test_images_that_transforms_refuses():
+    for channels in (1, 4):
+        rule = "Transforms: expected images of shape (..., 3, height, width), got a tensor of shape"
+        with pytest.raises(ValueError, match=re.escape(f"{rule} ({channels}, 40, 40).")):
+            LOOKS(torch.zeros(channels, 40, 40, dtype=torch.uint8))
+    for images, got in ((255 * torch.rand(3, 40, 40), "dtype torch.float32"), ([1], "an object of type list")):
+        with pytest.raises(
+            TypeError, match=f"Transforms: expected a tensor of uint8 images, from 0 to 255, got {got}."
+        ):
+            LOOKS(images)
+    with pytest.raises(
+        ValueError, match=r"Transforms: mean and std must have one value for each channel, got 1 and 3\."
+    ):
+        Transforms(36, 32, mean=(0.5,))
 
 
 # What fits a network
@@ -266,7 +317,10 @@ def test_saved_weights_come_back(tmp_path):
     load_weights(again, str(tmp_path / "x.safetensors"))
     for key, t in net.state_dict().items():
         assert torch.equal(again.state_dict()[key], t.to(again.state_dict()[key].dtype)), key
-    save_weights(small(), tmp_path / "x.safetensors")  # in its place
+    umask = os.umask(0o027)
+    save_weights(small(), str(tmp_path / "x.safetensors"))  # in its place
+    os.umask(umask)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o640
     assert files(tmp_path) == ["x.safetensors"]
 
 
@@ -288,6 +342,12 @@ def test_weights_that_do_not_fit_load_nothing(tmp_path):
     refused(other, "2 of 56 tensors differ, first head.4.weight: expected (2, 768), got (3, 768).")
     refused({**good, "more": torch.zeros(2)}, "1 of 57 tensors differ, first more: expected no such tensor, got (2,).")
     refused({}, "56 of 56 tensors differ, first body.2.function.0.weight: expected (6, 6, 1, 1), got no such tensor.")
+    for dtype, name in ((torch.int64, "I64"), (torch.bool, "BOOL"), (torch.complex64, "C64")):
+        words = f"1 of 56 tensors differ, first head.4.bias: expected floating-point values, got {name}."
+        refused({**good, "head.4.bias": good["head.4.bias"].to(dtype)}, words)
+    count = "head.0.num_batches_tracked"
+    words = f"1 of 56 tensors differ, first {count}: expected integer values, got F32."
+    refused({**good, count: torch.tensor(1.5)}, words)
     del good["head.4.bias"]
     refused(good, "1 of 56 tensors differ, first head.4.bias: expected (2,), got no such tensor.")
 
@@ -307,15 +367,21 @@ def test_files_that_are_no_weights(tmp_path):
         load_weights(small(), tmp_path)
     with pytest.raises(WeightsError, match=r"zoo\.save_weights: cannot write /nowhere/x: "):
         save_weights(small(), Path("/nowhere/x"))
+    with pytest.raises(WeightsError, match=r"zoo\.save_weights: cannot write .*: Not a directory\."):
+        save_weights(small(), path / "x")
+    save_weights(small(), tmp_path / ("n" * 240))
 
 
 def test_a_newer_format_is_refused(tmp_path):
     path = tmp_path / "x.safetensors"
-    for version in ("2", "new"):
+    for version in ("2", "new", "²", "٣", "-1", "9" * 37):
         save_file(state(small()), path, {"zoo_format": version})
-        words = f"zoo.load_weights: {path} has format {version}, and this version reads up to 1."
+        words = f"zoo.load_weights: {path} has format {version!r}, and this version reads up to 1."
         with pytest.raises(WeightsError, match=re.escape(words)):
             load_weights(small(), path)
+    save_file({}, path, {"zoo_format": "9" * 5000})
+    with pytest.raises(WeightsError, match=r"has format '9{39}, and this"):
+        load_weights(nn.Identity(), path)
 
 
 def test_weights_of_torchvisions_networks_are_saved(tmp_path):

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from zoo._frozen import frozen
+
 __all__ = ["CARDS", "Card", "TopOne", "card"]
 
 
@@ -49,6 +51,10 @@ class Card:
     """How it is trained: a name in :data:`zoo.recipes.RECIPES`, with ``--model`` where the recipe has another one."""
     licence: str = "MIT"
     """Of the code."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "activations", frozen(self.activations))
+        object.__setattr__(self, "step", frozen(self.step))
 
 
 def _errors(errors: tuple[TopOne, ...], otherwise: str) -> str:

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from invertible import PixelUnshuffle, Split
+from zoo._writing import whole
 from zoo.errors import InputError, reason
 from zoo.irevnet import IRevNet
 from zoo.unpickling import read_tensors
@@ -25,6 +25,7 @@ __all__ = ["build", "convert_released", "convert_to_released", "from_released", 
 
 _B = {"blocks": (6, 16, 72, 6), "channels": (24, 96, 384, 1536), "strides": (2, 2, 2, 2)}
 _COUNT = "num_batches_tracked"
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def build(*, blocks: Sequence[int], channels: Sequence[int], strides: Sequence[int], num_classes: int) -> IRevNet:
@@ -224,8 +225,11 @@ def _released_key(key: str) -> str:
 def _read(state: Mapping[str, Tensor], name: Callable[[str], str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The options of :func:`build` and the state dict with our keys; ``name`` gives a key's name in ``state``."""
     options = _layout(state, name)
-    with torch.device("meta"):
-        expected = build(**options).state_dict()
+    try:
+        with torch.device("meta"):
+            expected = build(**options).state_dict()
+    except (RuntimeError, OverflowError) as error:  # sizes that no file has
+        raise InputError(f"the shapes are of no network that can be built ({reason(error)})") from None
     device = state[name("head.4.weight")].device
     unknown = state.keys() - {name(key) for key in expected}
     if unknown:
@@ -238,15 +242,18 @@ def _read(state: Mapping[str, Tensor], name: Callable[[str], str]) -> tuple[dict
             raise InputError(f"the key {name(key)!r} is missing")
         if tensor.shape != like.shape:
             raise InputError(f"{name(key)} must have the shape {tuple(like.shape)}, got {tuple(tensor.shape)}")
-        if tensor.dtype != like.dtype if counts else not tensor.is_floating_point():
-            kind = str(like.dtype) if counts else "a floating-point dtype"
+        if tensor.dtype != like.dtype if counts else tensor.dtype not in _FLOATS:
+            kind = str(like.dtype) if counts else "float16, bfloat16, float32 or float64"
             raise InputError(f"{name(key)} must have {kind}, got {tensor.dtype}")
         own[key] = tensor
     return options, own
 
 
 def _layout(state: Mapping[str, Tensor], name: Callable[[str], str]) -> dict[str, Any]:
-    """Reads blocks, channels, strides and classes off the shapes; all other shapes follow from these."""
+    """Reads blocks, channels, strides and classes off the shapes; all other shapes follow from these.
+
+    What is empty is refused, for its shape may be of a network that is larger than any file.
+    """
 
     def shape(key: str, dimensions: int) -> torch.Size:
         if name(key) not in state:
@@ -254,6 +261,8 @@ def _layout(state: Mapping[str, Tensor], name: Callable[[str], str]) -> dict[str
         found = state[name(key)].shape
         if len(found) != dimensions:
             raise InputError(f"{name(key)} must have {dimensions} dimensions, got the shape {tuple(found)}")
+        if 0 in found:
+            raise InputError(f"{name(key)} must not be empty, got the shape {tuple(found)}")
         return found
 
     blocks, channels, width = list[int](), list[int](), 6
@@ -278,8 +287,6 @@ def _layout(state: Mapping[str, Tensor], name: Callable[[str], str]) -> dict[str
             raise InputError(f"block {block} must give {width} channels, or {4 * width} with stride 2, got {gives}")
         width = gives
     classes = shape("head.4.weight", 2)[0]
-    if not classes:
-        raise InputError(f"{name('head.4.weight')} must have at least one class, got none")
     strides = (2,) * len(blocks)
     return {"blocks": tuple(blocks), "channels": tuple(channels), "strides": strides, "num_classes": classes}
 
@@ -309,28 +316,25 @@ def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_new(path: Path) -> None:
     """Before anything is read, which may take long."""
-    if path.exists():
+    try:
+        taken, placed = path.exists() or path.is_symlink(), path.parent.is_dir()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {reason(error)}") from None
+    if taken:
         raise InputError(f"{path} is there already; remove it, or take another name")
-    if not path.parent.is_dir():
+    if not placed:
         raise InputError(f"no such folder: {path.parent}")
 
 
 def _write_new(path: Path, write: Callable[[Path], None]) -> str:
-    """Writes a file under another name, brings it to the disk, renames it, and returns its SHA-256."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes a file whole or not at all, never over another one, and returns its SHA-256."""
     try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        write(partial)
-        partial.chmod(mode)  # safetensors makes files that nobody else can read
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        partial.replace(path)
+        with whole(path, replace=False) as partial:
+            write(partial)
+            with partial.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # the last two if the disk is full
         raise InputError(f"cannot write {path}: {reason(error)}") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return digest
 
 

@@ -2,23 +2,29 @@
 
 import json
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import invertible
+from zoo._frozen import frozen
 from zoo.checkpoints import write
 from zoo.errors import WeightsError, reason
 from zoo.registry import Config, config_of, create
-from zoo.weights import FORMAT, load_weights, save_weights
+from zoo.weights import FORMAT, check_fit, save_weights, stored_in
 
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def save_pretrained(net: nn.Module, folder: str | Path) -> Path:
@@ -34,7 +40,8 @@ def save_pretrained(net: nn.Module, folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        ValueError: if the zoo did not build the network, or its options are not JSON.
+        ValueError: if the zoo did not build the network, its options are not JSON, or it was changed since, so that it
+            could not be loaded.
         WeightsError: if the files can't be written.
 
     Example:
@@ -45,7 +52,9 @@ def save_pretrained(net: nn.Module, folder: str | Path) -> Path:
         >>> torch.equal(net.head[-1].weight, again.head[-1].weight)
         True
     """
-    content = _json_of(config_of(net))
+    config = config_of(net)
+    content = _json_of(config)
+    _check_unchanged(net, config)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +68,8 @@ def save_pretrained(net: nn.Module, folder: str | Path) -> Path:
 def from_pretrained(source: str | Path, *, revision: str | None = None) -> nn.Module:
     """Builds the network of a folder that :func:`save_pretrained` wrote, with its weights.
 
-    It is on the CPU and in ``train`` mode, as every new network. Nothing in the files is executed.
+    It is on the CPU and in ``train`` mode, as every new network, and its weights have the dtypes that they have in the
+    file. Nothing in the files is executed, and nothing is allocated before the sizes in both are found to be the same.
 
     Args:
         source: the folder; or ``owner/name`` on the hub, if there is no such folder. What was downloaded from there is
@@ -70,16 +80,70 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> nn.Mo
         WeightsError: if there is no such folder, its files can't be read, or the weights do not fit.
     """
     folder = Path(source)
-    if not folder.is_dir():
-        folder = _downloaded(str(source), revision)
-    path = folder / _CONFIG
-    config = _config_from(path)
     try:
-        net = create(config.model, weights=None, **config.options)
-    except (ValueError, TypeError, RuntimeError) as error:  # an unknown model or option, or one of a wrong kind or size
-        raise WeightsError(f"zoo.from_pretrained: cannot build what {path} describes: {error}") from None
-    load_weights(net, folder / _WEIGHTS)
+        there = folder.is_dir()
+    except OSError as error:
+        raise WeightsError(f"zoo.from_pretrained: cannot read {str(source)!r:.80}: {reason(error)}.") from None
+    if not there:
+        folder = _downloaded(str(source), revision)
+    path, weights = folder / _CONFIG, folder / _WEIGHTS
+    config = _config_from(path)
+    stored = stored_in(weights)
+    try:
+        with _at_most(2 * len(stored) + 100):  # builders may make some twice
+            sketch = _sketched(config)
+    except Exception as error:  # noqa: BLE001  a wrong option fails in as many ways as the builders have lines
+        raise WeightsError(f"zoo.from_pretrained: cannot build what {path} describes: {reason(error)}") from None
+    check_fit(sketch, stored, weights)
+    net = create(config.model, weights=None, **config.options)
+    own = net.state_dict()
+    found = {key: _copied(t, own[key]) for key, t in load_file(weights).items()}
+    net.load_state_dict(found, assign=True)
     return net
+
+
+def _copied(stored: Tensor, own: Tensor) -> Tensor:
+    """A tensor of a file, in memory of its own, in its floating-point dtype or else the network's."""
+    return stored.to(own.device, stored.dtype if stored.dtype in _FLOATS else own.dtype, copy=True)
+
+
+def _sketched(config: Config) -> nn.Module:
+    """The network without its values."""
+    with torch.device("meta"):
+        return create(config.model, weights=None, **config.options)
+
+
+@contextmanager
+def _at_most(parameters: int) -> Generator[None]:
+    """Stops a builder in this thread that makes more parameters than that."""
+    left, thread = parameters, threading.get_ident()
+
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= threading.get_ident() == thread
+        if left < 0:
+            raise ValueError("it has more parameters than there are tensors in the file of weights.")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _check_unchanged(net: nn.Module, config: Config) -> None:
+    """Refuses a network whose tensors are not those that its options make.
+
+    Raises:
+        ValueError: if one has another name or shape; the message names the first.
+    """
+    expected, own = ({key: tuple(t.shape) for key, t in each.state_dict().items()} for each in (_sketched(config), net))
+    wrong = [key for key in {**expected, **own} if expected.get(key) != own.get(key)]
+    if wrong:
+        was, got = (each.get(wrong[0], "no such tensor") for each in (expected, own))
+        rule = f"the network must be as {config.model} builds it, with the options that zoo.config_of gives"
+        fix = "A classifier is replaced by zoo.replace_head."
+        raise ValueError(f"zoo.save_pretrained: {rule}, got {wrong[0]}: {got} in place of {was}. {fix}")
 
 
 def push_to_hub(
@@ -116,15 +180,22 @@ def _json_of(config: Config) -> str:
     """
     for key, value in config.options.items():
         try:
-            same = _tuples(json.loads(json.dumps(value))) == _tuples(value)
+            same = frozen(json.loads(json.dumps(value, default=_plain))) == value
         except (TypeError, ValueError):
             same = False
         if not same:
             rule = "options must be numbers, strings, lists and dictionaries"
             raise ValueError(f"zoo.save_pretrained: {rule}, got {key}={value!r}.")
     versions = {"invertible": invertible.__version__, "torch": str(torch.__version__)}
-    fields = {"zoo_format": FORMAT, "model": config.model, "options": dict(config.options), "versions": versions}
-    return json.dumps(fields, indent=2) + "\n"
+    fields = {"zoo_format": FORMAT, "model": config.model, "options": config.options, "versions": versions}
+    return json.dumps(fields, indent=2, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON makes of a value that it does not know."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"no JSON for {type(value).__name__}")
 
 
 def _config_from(path: Path) -> Config:
@@ -132,29 +203,25 @@ def _config_from(path: Path) -> Config:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WeightsError(f"zoo.from_pretrained: cannot read {path}: {reason(error)}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"zoo.from_pretrained: {path} is not JSON: {reason(error)}.") from None
-    known = isinstance(fields, Mapping) and isinstance(fields.get("zoo_format"), int)
+    known = isinstance(fields, Mapping) and type(fields.get("zoo_format")) is int
     if not known or not isinstance(fields.get("model"), str) or not isinstance(fields.get("options"), Mapping):
         raise WeightsError(f"zoo.from_pretrained: {path} is not a file of zoo.save_pretrained.")
     if fields["zoo_format"] > FORMAT:
         newer = f"{path} has format {fields['zoo_format']}"
         raise WeightsError(f"zoo.from_pretrained: {newer}, and this version reads up to {FORMAT}.")
-    return Config(fields["model"], {key: _tuples(value) for key, value in fields["options"].items()})
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has lists only, and the builders take tuples."""
-    if isinstance(value, list | tuple):
-        return tuple(_tuples(each) for each in value)
-    return {key: _tuples(each) for key, each in value.items()} if isinstance(value, Mapping) else value
+    try:
+        return Config(fields["model"], fields["options"])
+    except RecursionError as error:
+        raise WeightsError(f"zoo.from_pretrained: cannot use {path}: {reason(error)}.") from None
 
 
 def _downloaded(repo_id: str, revision: str | None) -> Path:
     """The folder of the hub's client with the two files of a repository."""
     parts = repo_id.split("/")
     if len(parts) != 2 or not all(parts) or repo_id.startswith((".", "~")):
-        raise WeightsError(f"zoo.from_pretrained: no such folder: {repo_id}.")
+        raise WeightsError(f"zoo.from_pretrained: no such folder: {repo_id:.80}.")
     client: Any = _client(f"zoo.from_pretrained: there is no folder {repo_id}, and it cannot be downloaded")
     try:
         return Path(client.snapshot_download(repo_id, revision=revision, allow_patterns=[_CONFIG, _WEIGHTS]))

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
+from zoo._frozen import frozen
 from zoo.weights import Weights, fetch, load_weights, weights_of
 
 __all__ = ["Config", "config_of", "create", "names", "register", "replace_head"]
@@ -27,7 +28,10 @@ class Config:
     model: str
     """A name of :func:`zoo.names`."""
     options: Mapping[str, Any]
-    """Those of the builder, with those that were not given."""
+    """Those of the builder, with those that were not given; read-only, with tuples for lists."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", frozen(self.options))
 
 
 def register(builder: Builder) -> Builder:

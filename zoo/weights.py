@@ -2,36 +2,53 @@
 
 import hashlib
 import http.client
-import os
 import re
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from zoo._frozen import frozen
+from zoo._writing import whole
 from zoo.errors import WeightsError, reason
 
-__all__ = ["FORMAT", "WEIGHTS", "Transforms", "Weights", "fetch", "load_weights", "save_weights", "weights_of"]
+__all__ = [
+    "FORMAT",
+    "WEIGHTS",
+    "Transforms",
+    "Weights",
+    "fetch",
+    "load_weights",
+    "save_weights",
+    "weights_of",
+]
 
 FORMAT = 1
 """Of the names and shapes of the tensors that the zoo's networks have; it rises when an older file no longer fits."""
 
 _CHUNK = 1 << 20
 _PATIENCE = 30  # seconds without a byte
+_FLOATING, _INTEGER = "floating-point", "integer"
+_KINDS: dict[str, str] = {"BOOL": "bool", "C64": "complex64"}
+_KINDS |= dict.fromkeys(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"), _FLOATING)
+_KINDS |= dict.fromkeys(("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8"), _INTEGER)
 
 
 @dataclass(frozen=True)
 class Transforms:
-    """What makes of an image what the network was trained to see."""
+    """What makes of an image what the network was trained to see.
+
+    Raises:
+        ValueError: if mean and standard deviation are of different numbers of channels.
+    """
 
     resize: int
     """What the shorter side is scaled to, in pixels."""
@@ -42,8 +59,27 @@ class Transforms:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     """Of each channel, which the difference is divided by."""
 
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            counts = f"{len(self.mean)} and {len(self.std)}"
+            raise ValueError(f"Transforms: mean and std must have one value for each channel, got {counts}.")
+
     def __call__(self, images: Tensor) -> Tensor:
-        """Returns float32 images ``(..., channels, crop, crop)`` for uint8 ones of any size."""
+        """Returns float32 images ``(..., channels, crop, crop)`` for uint8 ones of any size.
+
+        Raises:
+            TypeError: if they are not uint8: nobody can tell then what is white.
+            ValueError: if they have another number of channels than ``mean``.
+        """
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8:  # pyright: ignore[reportUnnecessaryIsInstance]
+            got = (
+                f"dtype {images.dtype}" if isinstance(images, Tensor) else f"an object of type {type(images).__name__}"
+            )  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"Transforms: expected a tensor of uint8 images, from 0 to 255, got {got}.")
+        channels, shape = len(self.mean), tuple(images.shape)
+        if len(shape) < 3 or shape[-3] != channels:
+            rule = f"expected images of shape (..., {channels}, height, width)"
+            raise ValueError(f"Transforms: {rule}, got a tensor of shape {shape}.")
         from torchvision.transforms import v2  # takes a second, and few need it
 
         steps = [
@@ -59,7 +95,8 @@ class Weights:
     """Weights of a model: a safetensors file in the network, with its hash.
 
     Raises:
-        ValueError: if the hash is not all of a SHA-256, or the URL is not one of the web.
+        ValueError: if the hash is not all of a SHA-256, the URL is not one of the web, or model or tag could not be in
+            a file's name.
     """
 
     model: str
@@ -76,10 +113,17 @@ class Weights:
     """What else is known: data, recipe, accuracy with its source, licence, names of the classes."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+        for part in (self.model, self.tag):
+            if not re.fullmatch(r"[\w.+-]+", part):
+                rule = "model and tag must be of letters, digits and . _ + -"
+                raise ValueError(f"Weights: {rule}, got {part!r}.")
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
             raise ValueError(f"Weights: sha256 must be 64 hexadecimal digits, got {self.sha256!r}.")
         if not self.url.startswith(("https://", "http://")):
             raise ValueError(f"Weights: url must begin with https:// or http://, got {self.url!r}.")
+        object.__setattr__(self, "sha256", self.sha256.lower())
+        object.__setattr__(self, "options", frozen(self.options))
+        object.__setattr__(self, "metadata", frozen(self.metadata))
 
     @property
     def name(self) -> str:
@@ -106,10 +150,10 @@ def weights_of(model: str, tag: str | Weights) -> Weights:
         if tag.model != model:
             raise WeightsError(f"zoo.create: expected weights of {model}, got {tag.name}.")
         return tag
-    if f"{model}.{tag}" not in WEIGHTS:
-        known = [each.tag for each in WEIGHTS.values() if each.model == model]
+    known = {each.tag: each for each in WEIGHTS.values() if each.model == model}  # whatever their keys are
+    if tag not in known:
         raise WeightsError(f"zoo.create: {model} has no weights {tag!r}; it has {', '.join(known) or 'none'}.")
-    return WEIGHTS[f"{model}.{tag}"]
+    return known[tag]
 
 
 def fetch(weights: Weights, folder: str | Path | None = None, *, progress: bool = True) -> Path:
@@ -134,18 +178,15 @@ def fetch(weights: Weights, folder: str | Path | None = None, *, progress: bool 
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WeightsError(f"zoo.fetch: cannot use {path}: {reason(error)}.") from None
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")  # another process may do the same
     try:
-        found = _download(weights, partial, progress=progress)
-        if found != weights.sha256:
-            raise _Failed(f"what came has another SHA-256: {found}")
-        partial.replace(path)
+        with whole(path) as partial:
+            found = _download(weights, partial, progress=progress)
+            if found != weights.sha256:
+                raise _Failed(f"what came has another SHA-256: {found}")
     except (_Failed, OSError) as error:
-        why = str(error) if isinstance(error, _Failed) else f"cannot write {partial}: {reason(error)}"
+        why = str(error) if isinstance(error, _Failed) else f"cannot write {path}: {reason(error)}"
         by_hand = f"Without a network, put that file at {path}; its SHA-256 is {weights.sha256}."
         raise WeightsError(f"zoo.fetch: cannot download {weights.url} for {weights.name}: {why}. {by_hand}") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -160,8 +201,8 @@ def _download(weights: Weights, partial: Path, *, progress: bool) -> str:
     """
     digest = hashlib.sha256()
     with _opened(weights.url) as response, partial.open("wb") as file:
-        length = response.headers["Content-Length"]
-        total = int(length) if length and length.isdigit() else None
+        length = response.headers["Content-Length"] or ""
+        total = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
         with _bar(weights.name, total, shown=progress) as advance:
             for chunk in _chunks(response):
                 file.write(chunk)
@@ -169,23 +210,23 @@ def _download(weights: Weights, partial: Path, *, progress: bool) -> str:
                 advance(len(chunk))
         if total is not None and file.tell() < total:
             raise _Failed(f"it ended after {file.tell():,} of {total:,} bytes")
-        file.flush()
-        os.fsync(file.fileno())
     return digest.hexdigest()
 
 
 def _opened(url: str) -> Any:
-    request = urllib.request.Request(url, headers={"User-Agent": "invertible.zoo"})  # noqa: S310
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "invertible.zoo"})  # noqa: S310
         return urllib.request.urlopen(request, timeout=_PATIENCE)  # noqa: S310
     except urllib.error.HTTPError as error:
         error.close()
-        raise _Failed(f"the server says {error.code} {error.reason}") from None
+        raise _Failed(f"the server says {error.code} {error.reason}".splitlines()[0].rstrip(".")) from None
     except urllib.error.URLError as error:
         why = error.reason
         raise _Failed(f"no connection, {reason(why) if isinstance(why, BaseException) else why}") from None
     except (OSError, http.client.HTTPException) as error:
         raise _Failed(f"no answer, {reason(error)}") from None
+    except ValueError as error:  # this address, or one that the server has sent on to
+        raise _Failed(f"no address of the web, {reason(error)}") from None
 
 
 def _chunks(response: IO[bytes]) -> Iterator[bytes]:
@@ -217,7 +258,7 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_weights(net: nn.Module, path: Path) -> None:
+def save_weights(net: nn.Module, path: str | Path) -> None:
     """Writes a network's weights and statistics as safetensors, with :data:`FORMAT`: whole, or not at all.
 
     The same weights make the same bytes, and so the same hash.
@@ -230,21 +271,75 @@ def save_weights(net: nn.Module, path: Path) -> None:
         WeightsError: if it can't be written.
     """
     tensors = {key: t.detach().cpu().contiguous() for key, t in net.state_dict().items()}
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        save_file(tensors, partial, {"zoo_format": str(FORMAT)})  # one entry: they have no order
-        partial.replace(path)
+        with whole(Path(path)) as partial:
+            save_file(tensors, partial, {"zoo_format": str(FORMAT)})  # one entry: they have no order
     except (OSError, safetensors.SafetensorError) as error:  # the latter if the disk is full
         raise WeightsError(f"zoo.save_weights: cannot write {path}: {reason(error)}.") from None
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+class Stored(NamedTuple):
+    """What a file says of one of its tensors."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors writes it, such as ``F32``."""
+
+
+def stored_in(path: Path) -> dict[str, Stored]:
+    """Returns what the tensors of a file are, without reading them.
+
+    Raises:
+        WeightsError: if it can't be read, or is of a newer format.
+    """
+    try:
+        with path.open("rb"), safetensors.safe_open(path, "pt") as file:  # opened twice for the plainer errors
+            version = (file.metadata() or {}).get("zoo_format", "0")
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            found = {key: Stored(tuple(each.get_shape()), str(each.get_dtype())) for key, each in slices.items()}
+    except OSError as error:
+        raise WeightsError(f"zoo.load_weights: cannot read {path}: {reason(error)}.") from None
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"zoo.load_weights: {path} is not a whole safetensors file: {reason(error)}.") from None
+    if not re.fullmatch(r"[0-9]{1,9}", version) or int(version) > FORMAT:
+        newer = f"{path} has format {version!r:.40}"
+        raise WeightsError(f"zoo.load_weights: {newer}, and this version reads up to {FORMAT}.")
+    return found
+
+
+def check_fit(net: nn.Module, found: Mapping[str, Stored], path: Path) -> None:
+    """Compares names, shapes and kinds of dtypes: any floating-point one fits another, and any integer one.
+
+    Raises:
+        WeightsError: if one differs; the message names the first.
+    """
+    own = net.state_dict()
+    misfits = {key: _misfit(own.get(key), found.get(key)) for key in {**own, **found}}
+    wrong = [f"{key}: {misfit}" for key, misfit in misfits.items() if misfit]
+    if wrong:
+        count = f"{len(wrong)} of {len(misfits)} tensors differ"
+        raise WeightsError(
+            f"zoo.load_weights: {path} does not fit this {type(net).__name__}: {count}, first {wrong[0]}."
+        )
+
+
+def _misfit(own: Tensor | None, found: Stored | None) -> str:
+    """How a tensor of a file differs from one of a network; empty if it does not."""
+    if own is None or found is None or tuple(own.shape) != found.shape:
+        expected = "no such tensor" if own is None else tuple(own.shape)
+        return f"expected {expected}, got {'no such tensor' if found is None else found.shape}"
+    kind = _FLOATING if own.is_floating_point() else _INTEGER
+    if own.dtype == torch.bool or own.is_complex():
+        kind = str(own.dtype).removeprefix("torch.")
+    return "" if kind == _KINDS.get(found.dtype) else f"expected {kind} values, got {found.dtype}"
 
 
 def load_weights(net: nn.Module, path: str | Path) -> None:
     """Loads a safetensors file into a network: all tensors of the same names and shapes, or nothing.
 
     Args:
-        net: its weights and statistics are replaced; dtypes and devices stay.
+        net: its weights and statistics are replaced; dtypes and devices stay. Weights may be of another floating-point
+            dtype in the file, and counts of another integer one.
         path: the file; one of a training run, or one from elsewhere with the same tensors, will do.
 
     Raises:
@@ -259,23 +354,5 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
         zoo.errors.WeightsError: zoo.load_weights: cannot read nowhere.safetensors: No such file or directory.
     """
     path = Path(path)
-    try:
-        with path.open("rb"), safetensors.safe_open(path, "pt") as file:  # opened twice for the plainer errors
-            version = (file.metadata() or {}).get("zoo_format", "0")
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise WeightsError(f"zoo.load_weights: cannot read {path}: {reason(error)}.") from None
-    except safetensors.SafetensorError as error:
-        raise WeightsError(f"zoo.load_weights: {path} is not a whole safetensors file: {reason(error)}.") from None
-    if not version.isdigit() or int(version) > FORMAT:
-        raise WeightsError(f"zoo.load_weights: {path} has format {version}, and this version reads up to {FORMAT}.")
-    own = {key: tuple(t.shape) for key, t in net.state_dict().items()}
-    wrong = [key for key in {**own, **shapes} if own.get(key) != shapes.get(key)]
-    if wrong:
-        expected, got = (each.get(wrong[0], "no such tensor") for each in (own, shapes))
-        count = f"{len(wrong)} of {len(own.keys() | shapes.keys())} tensors differ"
-        raise WeightsError(
-            f"zoo.load_weights: {path} does not fit this {type(net).__name__}: {count}, "
-            f"first {wrong[0]}: expected {expected}, got {got}."
-        )
+    check_fit(net, stored_in(path), path)
     net.load_state_dict(load_file(path))
