@@ -79,6 +79,33 @@ def test_what_a_user_gets_wrong(example, folder, capsys):
         example.prepared(torch.nn.Linear(1, 1), None, torch.device("cpu"))
 
 
+def test_arguments_that_make_no_sense(example, folder, capsys):
+    for arguments, words in (
+        (["--batch-size", "0"], "argument --batch-size: must be a whole number from 1 on, got 0"),
+        (["--images", "0"], "argument --images: must be a whole number from 1 on, got 0"),
+        (["--epochs", "-1"], "argument --epochs: must be a whole number from 1 on, got -1"),
+        (["--frozen-epochs", "x"], "argument --frozen-epochs: must be a whole number from 0 on, got x"),
+        (["--lr", "nan"], "argument --lr: must be a positive number, got nan"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            example.main(arguments)
+        assert capsys.readouterr().err.splitlines()[-1].endswith(words)
+    with pytest.raises(SystemExit, match="0"):
+        example.main(["--help"])
+    assert "i-RevNet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("lr", "words"), [(1e30, "e"), (None, "the loss is nan at step 0; try a lower --lr")])
+def test_what_diverges_is_ended_in_one_line(example, folder, capsys, monkeypatch, lr, words):
+    if lr is None:
+        monkeypatch.setattr(example, "cross_entropy", lambda *a, **_: a[0].sum() * torch.nan)
+    assert example.main([*SHORT, "--lr", str(lr or 0.01)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert "--grid" not in line
+
+
 def test_the_network_of_a_run_is_taken(example, folder, monkeypatch):
     (folder / "run" / "checkpoints").mkdir(parents=True)
     net = zoo.create("irevnet_small", num_classes=2)

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def check_number(who: str, option: str, value: Any, *, least: int) -> None:
+def check_number(who: str, option: str, value: Any, *, least: int | None = None) -> None:
     """Refuses what is no integer, and what is too small."""
     if not _is_integer(value):
         raise TypeError(f"{who}: {option} must be an integer, got {value!r}.")
-    if value < least:
+    if least is not None and value < least:
         raise ValueError(f"{who}: {option} must be at least {least}, got {value}.")
 
 

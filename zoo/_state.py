@@ -36,9 +36,8 @@ class Stateful(nn.Module):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
-        _refuse_newer(
-            self, options.get("local_metadata", args[2] if len(args) > 2 else {})
-        )  # as part of another module
+        metadata = options.get("local_metadata", args[2] if len(args) > 2 else {})
+        _refuse_newer(self, metadata)  # as part of another module
         super()._load_from_state_dict(*args, **options)
 
 

@@ -95,12 +95,12 @@ class IUNet(InvertibleNetwork):
         super().__init__()
         check_dimensions("IUNet", dimensions)
         divisor = 2 ** _halvings(dimensions)
-        check_number("IUNet", "channels", channels, least=1)
+        check_number("IUNet", "channels", channels)
         if channels < divisor or channels % divisor:
             rule = f"channels must be a multiple of {divisor} with dimensions={dimensions}"
             raise ValueError(f"IUNet: {rule}, got {channels}.")
         check_blocks("IUNet", blocks)
-        check_number("IUNet", "in_channels", in_channels, least=1)
+        check_number("IUNet", "in_channels", in_channels)
         if not 1 <= in_channels <= channels:
             raise ValueError(f"IUNet: in_channels must be between 1 and channels, {channels}, got {in_channels}.")
         check_number("IUNet", "num_classes", num_classes, least=0)
