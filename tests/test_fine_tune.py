@@ -3,12 +3,14 @@
 import importlib.util
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import zoo
+from invertible import StreamRangeError
 from zoo.pretrained import from_pretrained
 
 ROOT = Path(__file__).parents[1]
@@ -95,15 +97,22 @@ def test_arguments_that_make_no_sense(example, folder, capsys):
     assert "i-RevNet" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("lr", "words"), [(1e30, "e"), (None, "the loss is nan at step 0; try a lower --lr")])
-def test_what_diverges_is_ended_in_one_line(example, folder, capsys, monkeypatch, lr, words):
-    if lr is None:
-        monkeypatch.setattr(example, "cross_entropy", lambda *a, **_: a[0].sum() * torch.nan)
-    assert example.main([*SHORT, "--lr", str(lr or 0.01)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    assert words in line
-    assert "--grid" not in line
+def test_what_diverges_is_ended_in_one_line(example, folder, capsys, monkeypatch):
+    error = StreamRangeError()
+    error.peak, error.limit = 1e5, 8192
+    for loss, words in (
+        (lambda y, *_, **__: y.sum() * torch.nan, "error: the loss is nan at step 0; try a lower --lr\n"),
+        (
+            Mock(side_effect=error),
+            "error: the activations reach 1e+05 at step 0, and the grid ends at 8192;",
+        ),
+    ):
+        monkeypatch.setattr(example, "cross_entropy", loss)
+        assert example.main(SHORT) == 2
+        found = capsys.readouterr().err
+        assert found.startswith(words)
+        assert len(found.splitlines()) == 1
+        assert "--grid" not in found
 
 
 def test_the_network_of_a_run_is_taken(example, folder, monkeypatch):

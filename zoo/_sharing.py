@@ -13,6 +13,10 @@ _STEPS = 16
 """Into so many parts what there is above the least is divided; a power of two."""
 
 
+_PLENTY = 2**62
+"""Bytes that nothing needs."""
+
+
 @dataclass(frozen=True)
 class Shares:
     """What each chain gets, and the plans that this gives."""
@@ -21,6 +25,10 @@ class Shares:
     plans: tuple[Plan, ...]
     peak: int
     """Of all chains together, in bytes."""
+    least: int = 0
+    """The smallest budget that can be divided."""
+    most: int = 0
+    """The peak if everything is stored."""
 
 
 def peak_of(chains: Sequence[Sequential], inputs: Sequence[Any], plans: Sequence[Plan]) -> int:
@@ -79,8 +87,8 @@ def share(who: str, chains: Sequence[Sequential], inputs: Sequence[Any], budget:
             f"Budget: {who} needs {best.peak} bytes at least for this input, got {budget.bytes}. Take a smaller batch "
             "or a larger budget; with net.backprop = Reconstruct(), net.plan(x) says what needs it."
         )
-    low, high = 0, _STEPS
-    if (most := at(_STEPS)).peak <= budget.bytes:
+    low, high, least, most = 0, _STEPS, best.peak, at(_STEPS)
+    if most.peak <= budget.bytes:
         low, best = _STEPS, most
     while high - low > 1:
         middle = (low + high) // 2
@@ -90,7 +98,8 @@ def share(who: str, chains: Sequence[Sequential], inputs: Sequence[Any], budget:
         else:
             high = middle
     *others, last = best.budgets
-    return of(*others, max(budget.bytes - _before(chains[:-1], inputs, best.plans), last))
+    found = of(*others, max(budget.bytes - _before(chains[:-1], inputs, best.plans), last))
+    return replace(found, least=least, most=most.peak)
 
 
 def plan(
@@ -112,14 +121,11 @@ def plan(
     found = list(chains.values())
     if budget is None:
         each = [chain.plan(x) for chain, x in zip(found, inputs, strict=True)]
-    else:
-        each = list(share(who, found, inputs, budget).plans)
-    least, most = each[0].least, each[0].most
-    if len(found) > 1:
-        counted = [plans(chain, x, budget or Budget(1)) for chain, x in zip(found, inputs, strict=True)]
-        tight = [plan(Budget(max(own.least, 1))) for plan, own in zip(counted, each, strict=True)]
-        least = peak_of(found, inputs, tight)
-        most = peak_of(found, inputs, [plan(Store()) for plan in counted])
+        least, most = each[0].least, each[0].most
+    if budget is not None or len(found) > 1:
+        shares = share(who, found, inputs, budget or Budget(_PLENTY))
+        least, most = shares.least, shares.most
+        each = shares.plans if budget is not None else each
     rows = [
         replace(row, layer=f"{name}.{row.layer}") for name, own in zip(chains, each, strict=True) for row in own.rows
     ]
