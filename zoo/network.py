@@ -12,7 +12,7 @@ from invertible import Budget, Grid, Latent, Sequential
 from invertible.backprop import Plan, Strategy, strategies_apply
 from zoo._dimensions import AVERAGE, BATCH_NORM, INPUT, SIZES, SIZES_IN_PROSE
 from zoo._sharing import plan, share
-from zoo._state import Stateful, name_of
+from zoo.state import Stateful, name_of
 
 __all__ = ["InvertibleNetwork", "ReversibleNetwork", "check_dtype", "check_images", "pooling_head"]
 

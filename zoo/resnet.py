@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from zoo._options import check_number
-from zoo._state import Stateful
 from zoo.network import check_dtype, check_images, pooling_head
 from zoo.registry import register
+from zoo.state import Stateful
 
 __all__ = ["ResNet", "Residual", "ResidualUnit", "Shortcut", "resnet50", "resnet101", "resnet_small"]
 

@@ -117,13 +117,13 @@ class Plan:
 
 
 def plans(net: Any, x: Any, budget: Budget) -> Callable[[Strategy], Plan]:
-    """Counts a network's forward pass once, and returns what makes a plan of any :class:`Budget`, or of :class:`Store`.
+    """Counts a network's forward pass once, and returns what makes a plan of any :class:`~invertible.Budget`, or of :class:`~invertible.Store`.
 
     For what compares plans, as a network that divides a budget among several chains. One is as by
     :meth:`invertible.Sequential.plan`, whatever the network's own strategy is.
 
     Args:
-        net: a :class:`Sequential`.
+        net: a :class:`~invertible.Sequential`.
         x: what goes forward; nothing is computed, so that it may be on the meta device.
         budget: like those that plans are made of: of its bytes nothing depends.
 

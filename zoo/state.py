@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from zoo.errors import StateError
 
+__all__ = ["Stateful", "name_of"]
+
 _ABSENT = "no such tensor"
 
 
