@@ -119,13 +119,12 @@ def plan(
         budget: that the chains share, or ``None`` where they have strategies.
     """
     found = list(chains.values())
-    if budget is None:
-        each = [chain.plan(x) for chain, x in zip(found, inputs, strict=True)]
+    each: Sequence[Plan] = [] if budget else [chain.plan(x) for chain, x in zip(found, inputs, strict=True)]
+    if len(each) == 1:
         least, most = each[0].least, each[0].most
-    if budget is not None or len(found) > 1:
+    else:
         shares = share(who, found, inputs, budget or Budget(_PLENTY))
-        least, most = shares.least, shares.most
-        each = shares.plans if budget is not None else each
+        each, least, most = each or shares.plans, shares.least, shares.most
     rows = [
         replace(row, layer=f"{name}.{row.layer}") for name, own in zip(chains, each, strict=True) for row in own.rows
     ]

@@ -20,7 +20,7 @@ class Stateful(nn.Module):
     )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Copies tensors of the same names and shapes into the network, as :meth:`torch.nn.Module.load_state_dict`.
+        """Copies tensors of the same names and shapes into the network, as torch does.
 
         Args:
             state_dict: of a network like this one.

@@ -117,7 +117,9 @@ class Plan:
 
 
 def plans(net: Any, x: Any, budget: Budget) -> Callable[[Strategy], Plan]:
-    """Counts a network's forward pass once, and returns what makes a plan of any :class:`~invertible.Budget`, or of :class:`~invertible.Store`.
+    """Counts a network's forward pass once, and returns what makes plans of strategies.
+
+    These are any :class:`~invertible.Budget`, and :class:`~invertible.Store`.
 
     For what compares plans, as a network that divides a budget among several chains. One is as by
     :meth:`invertible.Sequential.plan`, whatever the network's own strategy is.
