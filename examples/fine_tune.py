@@ -1,4 +1,4 @@
-"""Fine-tunes a network of the zoo: a new classifier first, then all of it.
+"""Fine-tunes an i-RevNet of the zoo: a new classifier first, then all of it.
 
 Without arguments it shows what that is good for: a small i-RevNet learns the digits 0 to 4, and then, from ten images
 of each, the digits 5 to 9; beside it, one that begins with random weights learns these, too.
@@ -9,9 +9,11 @@ of each, the digits 5 to 9; beside it, one that begins with random weights learn
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from zoo.configuring import default_device
 from zoo.data import Data, Samples, Source, StepSampler, batches_of, evaluation_transform, loader, open_data
 from zoo.data import training_transform as crops
 from zoo.data.order import steps_in_epoch
-from zoo.errors import InputError, diverging
+from zoo.errors import DivergedError, InputError, diverging
 from zoo.evaluation import Evaluation, evaluate
 from zoo.irevnet import IRevNet
 from zoo.pretrained import from_pretrained, save_pretrained
@@ -83,8 +85,10 @@ def train(net: IRevNet, data: Data, recipe: Recipe, *, frozen: int = 0, seed: in
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step, total=total, per_epoch=per_epoch)
         x, labels = prepare(batch.images.to(device), batch.draws), batch.labels.to(device)
-        with diverging(f"at step {step}"):
+        with diverging(f"at step {step}", otherwise=""):
             loss = cross_entropy(net(x), labels, label_smoothing=recipe.label_smoothing)
+            if not loss.isfinite():
+                raise DivergedError(f"the loss is {loss.item()} at step {step}; try a lower --lr")
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()
@@ -143,19 +147,46 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, metavar="DIR", help="images (default: the demonstration on digits)")
     p.add_argument(
-        "--weights", type=Path, metavar="DIR", help="of a training run, or of zoo.pretrained.save_pretrained"
+        "--weights",
+        type=Path,
+        metavar="DIR",
+        help="i-RevNet of a training run, or of save_pretrained",
     )
-    p.add_argument("--model", default="irevnet_small", metavar="NAME", help="with random weights, if none are given")
-    p.add_argument("--epochs", type=int, default=30, metavar="N", help="of fine-tuning (default: 30)")
-    p.add_argument("--frozen-epochs", type=int, default=10, metavar="N", help="of these, head alone (default: 10)")
-    p.add_argument("--pretrain-epochs", type=int, default=8, metavar="N", help="of the demonstration (default: 8)")
-    p.add_argument("--images", type=int, default=10, metavar="N", help="of each digit 5 to 9 (default: 10)")
-    p.add_argument("--batch-size", type=int, default=64, metavar="N", help="at most all images (default: 64)")
-    p.add_argument("--lr", type=float, default=0.03, metavar="X", help="largest learning rate (default: 0.03)")
+    p.add_argument(
+        "--model", default="irevnet_small", metavar="NAME", help="i-RevNet with random weights, if none are given"
+    )
+    p.add_argument("--epochs", type=_positive, default=30, metavar="N", help="of fine-tuning (default: 30)")
+    p.add_argument("--frozen-epochs", type=_count, default=10, metavar="N", help="of these, head alone (default: 10)")
+    p.add_argument("--pretrain-epochs", type=_positive, default=8, metavar="N", help="of digits 0 to 4 (default: 8)")
+    p.add_argument("--images", type=_positive, default=10, metavar="N", help="of each digit 5 to 9 (default: 10)")
+    p.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="at most all images (default: 64)")
+    p.add_argument("--lr", type=_rate, default=0.03, metavar="X", help="largest learning rate (default: 0.03)")
     p.add_argument("--device", default=default_device(), metavar="NAME", help="cpu, cuda, ... (default: cuda if there)")
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, order and crops (default: 0)")
+    p.add_argument("--seed", type=_count, default=0, metavar="N", help="of weights, order and crops (default: 0)")
     p.add_argument("--output", type=Path, default=Path("runs/fine_tune"), metavar="DIR", help="what is written, where")
     return p
+
+
+def _number(text: str, kind: type, low: float, high: float, rule: str) -> Any:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = math.nan
+    if not low <= number <= high:
+        raise argparse.ArgumentTypeError(f"must be {rule}, got {text}")
+    return number
+
+
+def _positive(text: str) -> int:
+    return _number(text, int, 1, 2**63 - 1, "a whole number from 1 on")
+
+
+def _count(text: str) -> int:
+    return _number(text, int, 0, 2**63 - 1, "a whole number from 0 on")
+
+
+def _rate(text: str) -> float:
+    return _number(text, float, 1e-38, 1e38, "a positive number")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -104,6 +104,8 @@ REFUSALS = {
         lambda: zoo.resnet_small()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     ),
     "ResNet: num_classes must be at least 0, got -1.": lambda: zoo.resnet_small(num_classes=-1),
+    "ResNet: num_classes must be an integer, got 2.5.": lambda: zoo.resnet_small(num_classes=2.5),
+    "resnet50: num_classes must be an integer, got '3'.": lambda: zoo.resnet50(num_classes="3"),
     "ResNet: in_channels must be at least 1, got 0.": lambda: zoo.resnet_small(in_channels=0),
     "resnet50: num_classes must be at least 0, got -1.": lambda: zoo.resnet50(num_classes=-1),
     "IRevNet: dropout must be at least 0 and less than 1, got 1.": lambda: zoo.irevnet_cifar(dropout=1),

@@ -27,6 +27,16 @@ def test_the_errors_of_the_cards_are_those_of_the_recipes():
         assert f"{100 - each.error:.2f} %" in page
 
 
+def test_step_times_are_on_the_cards_of_all_that_classify_images_of_224_pixels():
+    assert [name for name, each in CARDS.items() if each.size == 224 and not each.step] == []
+
+
+def test_no_page_has_a_placeholder():
+    words = re.compile(r"\b(TODO|TBD|FIXME|XXX+|PLACEHOLDER|DATE|COMMIT|MEASURED|FIGURES?|TIMES?|RESULTS?)\b")
+    for page in [*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"]:
+        assert not words.search(page.read_text(encoding="utf-8")), page.name
+
+
 def test_names_take_a_pattern():
     assert zoo.names("irevnet_[ab]") == ["irevnet_a", "irevnet_b"]
     assert zoo.names("nothing*") == []

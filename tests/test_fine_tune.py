@@ -3,12 +3,14 @@
 import importlib.util
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import zoo
+from invertible import StreamRangeError
 from zoo.pretrained import from_pretrained
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +79,40 @@ def test_what_a_user_gets_wrong(example, folder, capsys):
         assert capsys.readouterr().err.startswith(words)
     with pytest.raises(example.InputError, match="Linear has no body to freeze; take an i-RevNet"):
         example.prepared(torch.nn.Linear(1, 1), None, torch.device("cpu"))
+
+
+def test_arguments_that_make_no_sense(example, folder, capsys):
+    for arguments, words in (
+        (["--batch-size", "0"], "argument --batch-size: must be a whole number from 1 on, got 0"),
+        (["--images", "0"], "argument --images: must be a whole number from 1 on, got 0"),
+        (["--epochs", "-1"], "argument --epochs: must be a whole number from 1 on, got -1"),
+        (["--frozen-epochs", "x"], "argument --frozen-epochs: must be a whole number from 0 on, got x"),
+        (["--lr", "nan"], "argument --lr: must be a positive number, got nan"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            example.main(arguments)
+        assert capsys.readouterr().err.splitlines()[-1].endswith(words)
+    with pytest.raises(SystemExit, match="0"):
+        example.main(["--help"])
+    assert "i-RevNet" in capsys.readouterr().out
+
+
+def test_what_diverges_is_ended_in_one_line(example, folder, capsys, monkeypatch):
+    error = StreamRangeError()
+    error.peak, error.limit = 1e5, 8192
+    for loss, words in (
+        (lambda y, *_, **__: y.sum() * torch.nan, "error: the loss is nan at step 0; try a lower --lr\n"),
+        (
+            Mock(side_effect=error),
+            "error: the activations reach 1e+05 at step 0, and the grid ends at 8192;",
+        ),
+    ):
+        monkeypatch.setattr(example, "cross_entropy", loss)
+        assert example.main(SHORT) == 2
+        found = capsys.readouterr().err
+        assert found.startswith(words)
+        assert len(found.splitlines()) == 1
+        assert "--grid" not in found
 
 
 def test_the_network_of_a_run_is_taken(example, folder, monkeypatch):

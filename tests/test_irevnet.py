@@ -323,6 +323,23 @@ REFUSALS = {
     ),
     "IRevNet: inverse expects the tensor of net.features(x), got tuple.": lambda net: net.inverse((1, 2)),
     "IRevNet: num_classes must be at least 0, got -1.": lambda net: zoo.create("irevnet_small", num_classes=-1),
+    **{
+        f"IRevNet: blocks must be numbers of at least 1, one for each stage, got {blocks!r}.": (
+            lambda net, blocks=blocks: zoo.irevnet_small(blocks=blocks)
+        )
+        for blocks in ((0, 1), (-1, 2), (1, 0, 1), (1, 0), (), (1.5,), 3, "ab")
+    },
+    "IRevNet: num_classes must be an integer, got [5].": lambda net: zoo.create("irevnet_small", num_classes=[5]),
+    "IRevNet: in_channels must be an integer, got '3'.": lambda net: zoo.create("irevnet_small", in_channels="3"),
+    "IRevNet: height and width must not be 0, got a tensor of shape (1, 768, 0, 2).": lambda net: net.inverse(
+        torch.zeros(1, 768, 0, 2)
+    ),
+    "IRevNet: expected images of the weights' dtype, torch.float32, got torch.float64.": lambda net: net(
+        torch.zeros(2, 3, 32, 32, dtype=torch.float64)
+    ),
+    "IRevNet: expected features of the weights' dtype, torch.float32, got torch.bfloat16.": lambda net: net.inverse(
+        torch.zeros(1, 768, 2, 2, dtype=torch.bfloat16)
+    ),
     "IRevNet: in_channels must be at least 1, got 0.": lambda net: zoo.create("irevnet_small", in_channels=0),
     "IRevNet: pooled features have no inverse, got a tensor of shape (2, 768). The image comes back from "
     "net.features(x).": lambda net: zoo.create("irevnet_small", num_classes=0).inverse(torch.zeros(2, 768)),

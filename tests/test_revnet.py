@@ -1,6 +1,7 @@
 """RevNets: counts and layout against the paper's table and its code, the unit by hand, gradients, memory, refusals."""
 
 import copy
+import pickle
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 import zoo
 from invertible import Budget, Coupling, Recompute, Reconstruct, Sequential, Store
 from invertible.testing import measure_memory
+from zoo import network
 from zoo.resnet import Residual, Shortcut
 from zoo.revnet import RevNet, Stage, Transition
 
@@ -228,21 +230,95 @@ def test_the_drift_is_the_largest_of_the_stages(net):
     assert net.drift is net.drift_flag is None
 
 
-def test_a_budget_is_for_all_stages_together(net):
-    net.backprop = Budget(1_000_003)
-    shares = [chain.backprop.bytes for chain in net.chains]
-    assert 1_000_000 <= sum(shares) <= 1_000_003
-    values = [16 * 8 * 8, 32 * 4 * 4, 48 * 2 * 2] if isinstance(net.stages[0].entry, Transition) else None
-    values = values or [8 * 8 * 8, 16 * 4 * 4, 28 * 2 * 2]
-    kept = [len(chain) * size for chain, size in zip(net.chains, values, strict=True)]
-    assert shares == pytest.approx([1_000_003 * each / sum(kept) for each in kept], abs=1)
-    assert net.backprop == Budget(1_000_003)
+def test_a_budget_is_for_all_stages_together():
+    """Each gets the least that it needs, and a part of the rest; it is refused in totals, before anything changes."""
+    net, x = thin(bottleneck=True, units=(1, 3, 2)), torch.rand(2, 3, 32, 32)
+    whole = net.plan(x)
+    assert {row.layer for row in whole.rows} <= {name for name, _ in net.named_modules()}
+    assert whole.peak == whole.most > 1.3 * whole.least
+    alone = [chain.plan(each).least for chain, each in zip(net.chains, net._inputs(x), strict=True)]
+    assert max(alone) <= whole.least < sum(alone) + sum(t.nbytes for each in net._inputs(x) for t in each)
+    work = []
+    for size in (whole.least, 10**10):
+        net.backprop = Budget(size)
+        found = net.plan(x)
+        assert found.peak <= min(size, whole.most)
+        assert (found.least, found.most) == (whole.least, whole.most)
+        net(x).sum().backward()
+        assert net.backprop == Budget(size)
+        work.append(found.work)
+    own = [chain.plan(each) for chain, each in zip(net.chains, net._inputs(x), strict=True)]
+    assert [row.what for each in own for row in each.rows] == [row.what for row in found.rows]
+    assert work == sorted(work, reverse=True)
+    assert work[0] > work[-1] == 0
+    net.backprop = Budget(whole.least - 1)
+    before = {key: t.clone() for key, t in net.state_dict().items()}
+    words = f"Budget: RevNet needs {whole.least} bytes at least for this input, got {whole.least - 1}. Take a smaller"
+    for refused in (net, net.plan):
+        with pytest.raises(ValueError, match=words):
+            refused(x)
+    assert all(torch.equal(t, before[key]) for key, t in net.state_dict().items())
     net.backprop = None
-    assert [chain.backprop for chain in net.chains] == [None] * 3
+    assert [chain.backprop for chain in net.chains] == [None] * 2
     assert net.backprop is None
-    net.backprop = Budget(1)
-    with pytest.raises(ValueError, match="Budget: Sequential needs"):
-        net(torch.rand(2, 3, 32, 32))
+
+
+def test_a_budget_is_divided_for_each_kind_of_input(monkeypatch):
+    net = thin(bottleneck=False, units=(1, 3, 2))
+    x, larger, made = torch.rand(2, 3, 32, 32), torch.rand(4, 3, 32, 64), []
+    share = network.share
+    monkeypatch.setattr(network, "share", lambda *given: made.append(1) or share(*given))
+    least = net.plan(x).least
+    net.backprop = Budget(least)
+    with torch.no_grad():
+        net(larger)
+    assert not made
+    net(x)
+    shares = [chain.backprop for chain in net.chains]
+    with pytest.raises(ValueError, match="Budget: RevNet needs"):
+        net(larger)
+    again = pickle.loads(pickle.dumps(copy.deepcopy(net)))  # noqa: S301
+    assert again.backprop == Budget(least)
+    net(x), again(x)
+    assert [chain.backprop for chain in net.chains] == [chain.backprop for chain in again.chains] == shares
+    assert len(made) == 2
+    net.stages[0].eval().requires_grad_(False)
+    net.stages[1].eval().requires_grad_(False)
+    net.stem.eval().requires_grad_(False)
+    net(x).sum().backward()
+    assert len(made) == 3
+    assert [chain.backprop for chain in net.chains] != shares
+    net.chains[0].backprop = Store()  # from here on they have strategies of their own
+    assert net.backprop == Store()
+    net(x)
+    assert len(made) == 3
+
+
+@pytest.mark.slow
+def test_a_budget_holds_for_the_chains_of_a_step():
+    """What is outside of them is there in any case: it is what storing everything takes more than its plan."""
+    with torch.device("meta"):
+        net, x = thin(bottleneck=False, units=(1, 4, 3)), torch.empty(16, 3, 64, 64)
+    peaks = []
+    for size in (10**10, net.plan(x).least):
+        net.backprop = Budget(size)
+        for p in net.parameters():
+            p.grad = torch.zeros_like(p)
+        _, memory = measure_memory(lambda: net(x).sum().backward(), "meta")
+        peaks.append(memory.peak - net.plan(x).peak)
+    assert peaks[1] <= 1.05 * peaks[0]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's compiler
+def test_a_budget_in_a_network_that_is_compiled():
+    net, x = thin(bottleneck=False, units=(1, 3, 2)), torch.rand(2, 3, 32, 32)
+    net.backprop = Budget(net.plan(x).least)
+    net(x)
+    shares, net._divided = net._shares, {}
+    net.backprop = net.backprop
+    torch.compile(net, backend="eager")(x).sum().backward()
+    assert net._shares == shares
 
 
 def test_the_inverse_of_each_stage_comes_back(net):
@@ -326,6 +402,11 @@ REFUSALS = {
     ),
     "RevNet: expected a tensor of images, got an object of type tuple.": lambda net: net((torch.zeros(1),)),
     "RevNet: num_classes must be at least 0, got -1.": lambda net: zoo.revnet56(num_classes=-1),
+    "RevNet: num_classes must be an integer, got '3'.": lambda net: zoo.revnet56(num_classes="3"),
+    "RevNet: expected images of the weights' dtype, torch.float32, got torch.float64. Convert them, "
+    "x.to(torch.float32), or the network, net.to(torch.float64).": (
+        lambda net: net(torch.zeros(2, 3, 8, 8, dtype=torch.float64))
+    ),
     "RevNet: in_channels must be at least 1, got 0.": lambda net: zoo.revnet56(in_channels=0),
     "RevNet: units must be at least 1 in each stage, and 2 in one, got (1, 1, 1).": (
         lambda net: thin(bottleneck=True, units=(1, 1, 1))

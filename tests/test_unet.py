@@ -192,6 +192,7 @@ REFUSALS = {
     "IUNet: blocks must be numbers of at least 1, one for each level, got (1, 0).": lambda: thin(blocks=(1, 0)),
     "IUNet: blocks must be numbers of at least 1, one for each level, got ().": lambda: thin(blocks=()),
     "IUNet: in_channels must be between 1 and channels, 8, got 9.": lambda: thin(in_channels=9),
+    "IUNet: channels must be an integer, got 8.0.": lambda: thin(channels=8.0),
     "IUNet: num_classes must be at least 0, got -1.": lambda: thin(num_classes=-1),
 }
 

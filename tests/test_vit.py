@@ -149,6 +149,7 @@ REFUSALS = {
     "RevViT: expected a tensor of images, got an object of type list.": lambda: thin()([1]),
     "RevViT: depth must be at least 1, got 0.": lambda: thin(depth=0),
     "RevViT: dim must be at least 1, got 0.": lambda: thin(dim=0),
+    "RevViT: num_classes must be an integer, got None.": lambda: thin(num_classes=None),
     "RevViT: num_classes must be at least 0, got -1.": lambda: thin(num_classes=-1),
     "RevViT: image_size must be divisible by patch_size, got 30 and 8.": lambda: thin(image_size=30),
     "Attention: channels must be divisible by heads, got 24 and 5.": lambda: thin(heads=5),

@@ -2,7 +2,7 @@
 
 from zoo.cards import card
 from zoo.irevnet import Bottleneck, IRevNet, irevnet_a, irevnet_b, irevnet_cifar, irevnet_small
-from zoo.network import ReversibleNetwork
+from zoo.network import InvertibleNetwork, ReversibleNetwork
 from zoo.registry import Config, config_of, create, names, register, replace_head
 from zoo.resnet import Residual, ResidualUnit, ResNet, Shortcut, resnet50, resnet101, resnet_small
 from zoo.revnet import RevNet, Stage, Transition, revnet38, revnet56, revnet104, revnet110, revnet164
@@ -16,6 +16,7 @@ __all__ = [
     "Config",
     "IRevNet",
     "IUNet",
+    "InvertibleNetwork",
     "ResNet",
     "Residual",
     "ResidualUnit",

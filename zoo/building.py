@@ -97,6 +97,6 @@ def load_net(folder: Path, device: torch.device) -> tuple[nn.Module, Run]:
     net = build(run.recipe, num_classes=len(checkpoint.state["classes"]))
     try:
         net.load_state_dict(dict(checkpoint.average or checkpoint.weights))
-    except RuntimeError as error:
+    except RuntimeError as error:  # a StateError is one, too
         raise InputError(f"the weights in {folder} are not those of its configuration: {reason(error)}") from None
     return configure(net, run, device), run

@@ -59,7 +59,7 @@ def flops_of(net: nn.Module, size: int) -> int:
 
     Args:
         net: in ``eval`` mode, on the device ``"meta"``.
-        size: of the image, in pixels.
+        size: of the image, in pixels, in each dimension.
 
     Example:
         >>> import zoo
@@ -69,7 +69,7 @@ def flops_of(net: nn.Module, size: int) -> int:
         6180864
     """
     with FlopCounterMode(display=False) as counter:
-        net(torch.empty(1, 3, size, size, device="meta"))
+        net(_images(net, 1, size))
     return counter.get_total_flops()
 
 
@@ -103,7 +103,7 @@ def _strategies(run: Run, net: nn.Module) -> dict[str, Strategy]:
 def _planned(net: IRevNet, run: Run) -> Cost:
     def peak(images: int) -> int:
         with torch.autocast("cpu", torch.bfloat16, enabled=run.recipe.autocast == "bf16"):
-            return net.body.plan(torch.empty(images, 3, run.recipe.size, run.recipe.size, device="meta")).peak
+            return net.plan(_images(net, images, run.recipe.size)).peak
 
     return _cost(peak)
 
@@ -116,7 +116,7 @@ def cost_of(net: nn.Module, size: int) -> Cost:
 
     Args:
         net: in ``train`` mode, on the device ``"meta"``. It is left without gradients.
-        size: of the images, in pixels.
+        size: of the images, in pixels, in each dimension.
 
     Example:
         >>> import zoo
@@ -132,12 +132,18 @@ def cost_of(net: nn.Module, size: int) -> Cost:
     def peak(images: int) -> int:
         for p in net.parameters():
             p.grad = torch.zeros_like(p)
-        x = torch.empty(images, 3, size, size, device="meta")
+        x = _images(net, images, size)
         _, memory = measure_memory(lambda: net(x).sum().backward(), "meta")
         net.zero_grad()
         return memory.peak
 
     return _cost(peak)
+
+
+def _images(net: nn.Module, count: int, size: int) -> torch.Tensor:
+    """Of as many channels and dimensions as the network has, 3 and 2 if it does not say."""
+    sizes = [size] * getattr(net, "dimensions", 2)
+    return torch.empty(count, getattr(net, "in_channels", 3), *sizes, device="meta")
 
 
 def _cost(peak: Callable[[int], int]) -> Cost:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from invertible import DriftError, InexactInverseError, StreamRangeError
 
-__all__ = ["DivergedError", "InputError", "WeightsError", "diverging", "reason"]
+__all__ = ["DivergedError", "InputError", "StateError", "WeightsError", "diverging", "reason"]
 
 
 class InputError(ValueError):
@@ -15,6 +15,10 @@ class InputError(ValueError):
 
 class WeightsError(InputError):
     """Weights cannot be had, are not what they should be, or do not fit the network. Nothing was loaded."""
+
+
+class StateError(WeightsError, RuntimeError):
+    """A state dict does not fit the network, and nothing was loaded. Torch's own would be a ``RuntimeError``."""
 
 
 class DivergedError(InputError):
@@ -28,8 +32,12 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
-def diverging(at: str) -> Generator[None]:
+def diverging(at: str, *, otherwise: str = ", or --grid none") -> Generator[None]:
     """Says in one line what has become of the network, where, and what to try.
+
+    Args:
+        at: where.
+        otherwise: what may be tried besides a lower rate where values leave the grid; empty for nothing.
 
     Raises:
         DivergedError: if a value leaves the grid, or a reconstruction is off.
@@ -40,7 +48,7 @@ def diverging(at: str) -> Generator[None]:
         if not math.isfinite(error.peak):
             raise DivergedError(f"the activations are not finite {at}; try a lower --lr") from None
         beyond = f"the activations reach {error.peak:.0e} {at}, and the grid ends at {error.limit:g}"
-        raise DivergedError(f"{beyond}; try a lower --lr, or --grid none") from None
+        raise DivergedError(f"{beyond}; try a lower --lr{otherwise}") from None
     except DriftError as error:
         if not math.isfinite(error.drift):
             raise DivergedError(f"the activations are not finite {at}; try a lower --lr") from None

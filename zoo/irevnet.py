@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from invertible import Coupling, InvertibleModule, Latent, Merge, PadSplit, PixelUnshuffle, Sequential, Split
-from zoo._dimensions import BATCH_NORM, CONVOLUTION, SIZES, check_dimensions
-from zoo.network import ReversibleNetwork, pooling_head
+from invertible import Coupling, InvertibleModule, Merge, PadSplit, PixelUnshuffle, Sequential, Split
+from zoo._dimensions import BATCH_NORM, CONVOLUTION, check_dimensions
+from zoo._options import check_blocks, check_number
+from zoo.network import InvertibleNetwork, pooling_head
 from zoo.registry import register
 
 __all__ = ["Bottleneck", "IRevNet", "irevnet_a", "irevnet_b", "irevnet_cifar", "irevnet_small"]
@@ -65,7 +66,7 @@ class Bottleneck(nn.Sequential):
             self.add_module(str(i), layer)
 
 
-class IRevNet(ReversibleNetwork):
+class IRevNet(InvertibleNetwork):
     r"""An invertible body and a linear classifier on top of its features.
 
     The body is a :class:`~invertible.Sequential` of a splitting operator, the blocks, and a
@@ -98,9 +99,10 @@ class IRevNet(ReversibleNetwork):
         - Output: logits ``(batch, num_classes)``, or pooled features ``(batch, feature_channels)``
 
     Raises:
-        TypeError: if the input is not a floating-point tensor.
+        TypeError: if the input is not a floating-point tensor, or not in the weights' dtype, where neither a grid nor
+            autocast converts it.
         ValueError: if the input has another shape, is one image of ``size_divisor`` pixels in training mode, or
-            ``inverse`` is given logits or pooled features.
+            ``inverse`` is given logits or pooled features; if an option is out of range.
 
     The network's ``backprop`` decides what training keeps: ``net.backprop = Reconstruct()`` makes memory independent
     of the depth of the body. Its ``grid`` decides how values are rounded: with ``net.grid = "exact"`` the image comes
@@ -132,10 +134,9 @@ class IRevNet(ReversibleNetwork):
     ) -> None:
         super().__init__()
         check_dimensions("IRevNet", dimensions)
-        if num_classes < 0:
-            raise ValueError(f"IRevNet: num_classes must be at least 0, got {num_classes}.")
-        if in_channels < 1:
-            raise ValueError(f"IRevNet: in_channels must be at least 1, got {in_channels}.")
+        check_number("IRevNet", "num_classes", num_classes, least=0)
+        check_number("IRevNet", "in_channels", in_channels, least=1)
+        check_blocks("IRevNet", blocks)
         if any(size % 2 == 0 or size < 1 for size in kernel_sizes) or len(kernel_sizes) != 3:
             raise ValueError(f"IRevNet: kernel_sizes must be three odd numbers, got {kernel_sizes}.")
         if not 0 <= dropout < 1:
@@ -158,47 +159,21 @@ class IRevNet(ReversibleNetwork):
         self.feature_channels = 2 * width
         self.head = pooling_head(self.feature_channels, num_classes, dimensions)
 
-    @property
-    def chains(self) -> list[Sequential]:
-        """The body: it is one chain."""
-        return [self.body]
-
-    def encode(self, x: Tensor) -> Latent:
-        """Returns the features with all that their way back depends on; see :meth:`invertible.Sequential.encode`."""
-        self._check_image(x)
-        return self.body.encode(x)
-
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits; without a classifier, the pooled features."""
         features = self.features(x)
         return self.head(features if self.grid is None else features.to(self._dtype()))
 
-    def features(self, x: Tensor) -> Tensor:
-        """Returns the last value of the body, ``(x, x̃)`` merged: ``(batch, feature_channels, height, width)``."""
-        self._check_image(x)
-        return self.body(x)
-
-    def inverse(self, features: Tensor | Latent, *, strict: bool = True) -> Tensor:
-        """Returns the image that has these features: bit for bit on a grid, and up to rounding without one.
-
-        A latent of :meth:`encode` has them exactly, or raises an :class:`~invertible.EnvironmentMismatch` that says
-        what has changed; with ``strict=False`` it warns.
-        """
-        if isinstance(features, Latent):
-            return self.body.inverse(features, strict=strict)
-        if not isinstance(features, Tensor):
-            raise TypeError(f"IRevNet: inverse expects the tensor of net.features(x), got {type(features).__name__}.")
-        shape = tuple(features.shape)
-        if len(shape) == 2 and shape[1] == (self.num_classes or self.feature_channels):
-            what = "logits" if self.num_classes else "pooled features"
-            raise ValueError(
-                f"IRevNet: {what} have no inverse, got a tensor of shape {shape}. "
-                "The image comes back from net.features(x)."
-            )
-        if len(shape) != 2 + self.dimensions or shape[1] != self.feature_channels:
-            rule = f"features have the shape (batch, {self.feature_channels}, {SIZES[self.dimensions]})"
-            raise ValueError(f"IRevNet: {rule}, got a tensor of shape {shape}.")
-        return self.body.inverse(features)
+    def _check_features(self, features: Tensor) -> None:
+        if isinstance(features, Tensor) and features.ndim == 2:  # pyright: ignore[reportUnnecessaryIsInstance]
+            shape = tuple(features.shape)
+            if shape[1] == (self.num_classes or self.feature_channels):
+                what = "logits" if self.num_classes else "pooled features"
+                raise ValueError(
+                    f"IRevNet: {what} have no inverse, got a tensor of shape {shape}. "
+                    "The image comes back from net.features(x)."
+                )
+        super()._check_features(features)
 
 
 def _stream_channels(stages: int, dimensions: int, in_channels: int) -> tuple[int, ...]:
@@ -206,6 +181,7 @@ def _stream_channels(stages: int, dimensions: int, in_channels: int) -> tuple[in
 
     They are no choice: a stream holds half of what the image does, and each step takes 2^dimensions pixels to one.
     """
+    check_number("IRevNet", "in_channels", in_channels, least=1)
     block = 2**dimensions
     return tuple(in_channels * block ** (stage + 2) // 2 for stage in range(stages))
 
@@ -302,6 +278,7 @@ def irevnet_small(
         >>> irevnet_small(num_classes=10)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
+    check_blocks("IRevNet", blocks)
     return IRevNet(
         [PixelUnshuffle(2, order="pixel_major"), Split()],
         in_channels * 2**dimensions,

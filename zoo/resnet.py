@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from zoo.network import check_images, pooling_head
+from zoo._options import check_number
+from zoo.network import check_dtype, check_images, pooling_head
 from zoo.registry import register
+from zoo.state import Stateful
 
 __all__ = ["ResNet", "Residual", "ResidualUnit", "Shortcut", "resnet50", "resnet101", "resnet_small"]
 
@@ -37,8 +39,7 @@ def resnet101(*, num_classes: int = 1000) -> nn.Module:
 
 
 def _torchvisions(name: str, num_classes: int) -> nn.Module:
-    if num_classes < 0:
-        raise ValueError(f"{name}: num_classes must be at least 0, got {num_classes}.")
+    check_number(name, "num_classes", num_classes, least=0)
     from torchvision import models  # slow to import, and only these two need it
 
     net = getattr(models, name)(num_classes=num_classes or 1)
@@ -140,7 +141,7 @@ class ResidualUnit(nn.Module):
         return self.shortcut(x) + self.function(x)
 
 
-class ResNet(nn.Module):
+class ResNet(Stateful):
     """A residual network for small images: activated before each convolution, shortcuts without parameters.
 
     Source: He et al., 2016, https://arxiv.org/abs/1603.05027, as in ``resnet/models/resnet_model.py`` of
@@ -158,7 +159,7 @@ class ResNet(nn.Module):
         - Output: logits ``(batch, num_classes)``, or pooled features ``(batch, feature_channels)``
 
     Raises:
-        TypeError: if the input is not a floating-point tensor.
+        TypeError: if the input is not a floating-point tensor, or not in the weights' dtype without autocast.
         ValueError: if the input has another shape, or leaves one value per channel in the last stage in training mode.
 
     Example:
@@ -176,10 +177,8 @@ class ResNet(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        if num_classes < 0:
-            raise ValueError(f"ResNet: num_classes must be at least 0, got {num_classes}.")
-        if in_channels < 1:
-            raise ValueError(f"ResNet: in_channels must be at least 1, got {in_channels}.")
+        check_number("ResNet", "num_classes", num_classes, least=0)
+        check_number("ResNet", "in_channels", in_channels, least=1)
         self.num_classes, self.in_channels = num_classes, in_channels
         self.size_divisor = self.total_stride = stem_stride * 2 ** (len(units) - 1)
         width = channels[0]
@@ -209,6 +208,7 @@ class ResNet(nn.Module):
             total_stride=self.total_stride,
             training=self.training,
         )
+        check_dtype(self, x, "images")
         return self.units(self.stem(x))
 
 

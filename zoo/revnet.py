@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from invertible import Coupling, Sequential
+from zoo._options import check_number
 from zoo.irevnet import Bottleneck
 from zoo.network import ReversibleNetwork, pooling_head
 from zoo.registry import register
@@ -179,7 +180,7 @@ class RevNet(ReversibleNetwork):
         - Output: logits ``(batch, num_classes)``, or pooled features ``(batch, feature_channels)``
 
     Raises:
-        TypeError: if the input is not a floating-point tensor.
+        TypeError: if the input is not a floating-point tensor, or not in the weights' dtype without autocast.
         ValueError: if the input has another shape, or leaves one value per channel in the last stage in training mode.
 
     Example:
@@ -204,8 +205,8 @@ class RevNet(ReversibleNetwork):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        if num_classes < 0:
-            raise ValueError(f"RevNet: num_classes must be at least 0, got {num_classes}.")
+        check_number("RevNet", "num_classes", num_classes, least=0)
+        check_number("RevNet", "in_channels", in_channels, least=1)
         if min(units) < 1 or max(units) < 2:
             rule = "units must be at least 1 in each stage, and 2 in one"
             raise ValueError(f"RevNet: {rule}, got {tuple(units)}.")
@@ -235,6 +236,7 @@ class RevNet(ReversibleNetwork):
     def features(self, x: Tensor) -> Tensor:
         """Returns the last value, both streams put together: ``(batch, feature_channels, height, width)``."""
         self._check_image(x)
+        self._share(x)
         x1, x2 = self.stem(x).chunk(2, dim=1)
         streams = x1, x2
         for stage in self.stages:
@@ -244,19 +246,30 @@ class RevNet(ReversibleNetwork):
     def _stages(self) -> list[Stage]:
         return [stage for stage in self.stages if isinstance(stage, Stage)]
 
-    def _weights(self) -> list[int]:
-        """In proportion to the values of all units of a stage: that is what storing everything would keep."""
-        weights: list[int] = []
-        pixels = self.total_stride**2
-        for stage, channels, stride in zip(self._stages(), self._channels, self._strides, strict=True):
-            pixels //= stride**2
-            weights += [len(stage.body) * channels * pixels] if len(stage.body) else []
-        return weights
+    def _inputs(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        found: list[tuple[Tensor, Tensor]] = []
+        trained = x.requires_grad or _is_trained(self.stem)
+        stride = self.total_stride // math.prod(self._strides)
+        for stage, channels, own in zip(self._stages(), self._channels, self._strides, strict=True):
+            trained, stride = trained or _is_trained(stage.entry), stride * own
+            sizes = [-(-size // stride) for size in x.shape[2:]]  # rounded up
+            like = {"dtype": next(stage.parameters()).dtype, "device": x.device}
+            if isinstance(stage.entry, nn.Identity):  # parts of one tensor, the stem's
+                a, b = torch.empty(len(x), channels, *sizes, **like).chunk(2, dim=1)
+            else:
+                a, b = (torch.empty(len(x), channels // 2, *sizes, **like) for _ in range(2))
+            if len(stage.body):
+                found.append((a.requires_grad_(trained), b.requires_grad_(trained)))
+            trained = trained or _is_trained(stage.body)
+        return found
+
+
+def _is_trained(part: nn.Module) -> bool:
+    return any(p.requires_grad for p in part.parameters())
 
 
 def _stem(in_channels: int, channels: int, *, kernel_size: int, stride: int = 1) -> nn.Sequential:
-    if in_channels < 1:
-        raise ValueError(f"RevNet: in_channels must be at least 1, got {in_channels}.")
+    check_number("RevNet", "in_channels", in_channels, least=1)
     convolution = nn.Conv2d(in_channels, channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())
 

@@ -10,7 +10,6 @@ from invertible import (
     Identity,
     Inverse,
     InvertibleModule,
-    Latent,
     Merge,
     PadSplit,
     Parallel,
@@ -18,14 +17,15 @@ from invertible import (
     Sequential,
     Split,
 )
-from zoo._dimensions import CONVOLUTION, SIZES, check_dimensions
-from zoo.network import ReversibleNetwork, check_images
+from zoo._dimensions import CONVOLUTION, INPUT, check_dimensions
+from zoo._options import check_blocks, check_number
+from zoo.network import InvertibleNetwork, check_images
 from zoo.registry import register
 
 __all__ = ["IUNet", "iunet"]
 
 
-class IUNet(ReversibleNetwork):
+class IUNet(InvertibleNetwork):
     r"""A U-Net whose body is invertible from the image to its features, and a logit for each class and pixel.
 
     The values of a level are a pair of streams :math:`(a, b)`, of half its channels each. With couplings
@@ -69,7 +69,8 @@ class IUNet(ReversibleNetwork):
         - Output: logits ``(batch, num_classes, height, width)``
 
     Raises:
-        TypeError: if the input is not a floating-point tensor.
+        TypeError: if the input is not a floating-point tensor, or not in the weights' dtype, where neither a grid nor
+            autocast converts it.
         ValueError: if the input has another shape, or sizes that are not divisible by 2 for each level but the first;
             if an option is out of range; if ``inverse`` is given a tensor of another shape than features have.
 
@@ -94,66 +95,36 @@ class IUNet(ReversibleNetwork):
         super().__init__()
         check_dimensions("IUNet", dimensions)
         divisor = 2 ** _halvings(dimensions)
+        check_number("IUNet", "channels", channels)
         if channels < divisor or channels % divisor:
             rule = f"channels must be a multiple of {divisor} with dimensions={dimensions}"
             raise ValueError(f"IUNet: {rule}, got {channels}.")
-        if not blocks or min(blocks) < 1:
-            raise ValueError(f"IUNet: blocks must be numbers of at least 1, one for each level, got {tuple(blocks)}.")
+        check_blocks("IUNet", blocks)
+        check_number("IUNet", "in_channels", in_channels)
         if not 1 <= in_channels <= channels:
             raise ValueError(f"IUNet: in_channels must be between 1 and channels, {channels}, got {in_channels}.")
-        if num_classes < 0:
-            raise ValueError(f"IUNet: num_classes must be at least 0, got {num_classes}.")
+        check_number("IUNet", "num_classes", num_classes, least=0)
         self.num_classes, self.in_channels, self.dimensions = num_classes, in_channels, dimensions
         self.size_divisor = self.total_stride = 2 ** (len(blocks) - 1)
         self.feature_channels = channels
         self.body = Sequential(PadSplit(in_channels, channels), *_level(channels, blocks, dimensions), Merge())
         self.head = nn.Sequential(self.classifier(channels, num_classes) if num_classes else nn.Identity())
 
-    @property
-    def chains(self) -> list[Sequential]:
-        """The body: it is one chain."""
-        return [self.body]
-
     def classifier(self, channels: int, num_classes: int, **options: Any) -> nn.Module:
         """Makes the last layer, a 1×1 convolution; ``options`` are its own, such as ``device``."""
         return CONVOLUTION[self.dimensions](channels, num_classes, 1, **options)
-
-    def encode(self, x: Tensor) -> Latent:
-        """Returns the features with all that their way back depends on; see :meth:`invertible.Sequential.encode`."""
-        self._check_image(x)
-        return self.body.encode(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits of each pixel; without a head, the features."""
         features = self.features(x)
         return self.head(features if self.grid is None else features.to(next(self.body.parameters()).dtype))
 
-    def features(self, x: Tensor) -> Tensor:
-        """Returns the last value of the body, at full resolution: ``(batch, channels, height, width)``."""
-        self._check_image(x)
-        return self.body(x)
-
-    def inverse(self, features: Tensor | Latent, *, strict: bool = True) -> Tensor:
-        """Returns the image that has these features: bit for bit on a grid, and up to rounding without one.
-
-        A latent of :meth:`encode` has them exactly, or raises an :class:`~invertible.EnvironmentMismatch` that says
-        what has changed; with ``strict=False`` it warns.
-        """
-        if isinstance(features, Latent):
-            return self.body.inverse(features, strict=strict)
-        if not isinstance(features, Tensor):
-            raise TypeError(f"IUNet: inverse expects the tensor of net.features(x), got {type(features).__name__}.")
-        shape = tuple(features.shape)
-        if len(shape) != 2 + self.dimensions or shape[1] != self.feature_channels:
-            rule = f"features have the shape (batch, {self.feature_channels}, {SIZES[self.dimensions]})"
-            raise ValueError(f"IUNet: {rule}, got a tensor of shape {shape}. Logits have no inverse.")
-        return self.body.inverse(features)
-
     def _check_image(self, x: Tensor) -> None:
         divisor = self.size_divisor
         options = {"in_channels": self.in_channels, "dimensions": self.dimensions}
         # No norm is over the batch: one image of one pixel will do.
         check_images("IUNet", x, size_divisor=divisor, total_stride=divisor, training=False, **options)
+        self._check_dtype(x, f"{INPUT[self.dimensions]}s")
 
 
 def _halvings(dimensions: int) -> int:

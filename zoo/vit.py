@@ -1,10 +1,13 @@
 """The reversible vision transformer of Mangalam et al., assembled from couplings."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from invertible import Coupling, Merge, Sequential
+from zoo._options import check_number
 from zoo.network import ReversibleNetwork, check_images
 from zoo.registry import register
 
@@ -127,7 +130,7 @@ class RevViT(ReversibleNetwork):
         - Output: logits ``(batch, num_classes)``, or averaged tokens
 
     Raises:
-        TypeError: if the input is not a floating-point tensor.
+        TypeError: if the input is not a floating-point tensor, or not in the weights' dtype without autocast.
         ValueError: if the input has another shape, or an option is out of range.
 
     Example:
@@ -161,10 +164,8 @@ class RevViT(ReversibleNetwork):
             "in_channels": in_channels,
         }
         for option, value in least.items():
-            if value < 1:
-                raise ValueError(f"RevViT: {option} must be at least 1, got {value}.")
-        if num_classes < 0:
-            raise ValueError(f"RevViT: num_classes must be at least 0, got {num_classes}.")
+            check_number("RevViT", option, value, least=1)
+        check_number("RevViT", "num_classes", num_classes, least=0)
         if image_size < 1 or image_size % patch_size:
             raise ValueError(f"RevViT: image_size must be divisible by patch_size, got {image_size} and {patch_size}.")
         self.num_classes, self.in_channels = num_classes, in_channels
@@ -214,6 +215,15 @@ class RevViT(ReversibleNetwork):
         if tuple(x.shape[2:]) != (self.image_size, self.image_size):
             rule = f"height and width must be {self.image_size}, the size that the positions are for"
             raise ValueError(f"RevViT: {rule}, got a tensor of shape {tuple(x.shape)}.")
+        self._check_dtype(x, "images")
+
+    def _inputs(self, x: Tensor) -> list[Any]:
+        shape = (len(x), *self.positions.shape[1:])
+        dtype = torch.promote_types(self.patches.weight.dtype, self.positions.dtype)
+        embedded = torch.empty(shape, dtype=dtype, device=x.device)
+        parts = (x, self.positions, *self.patches.parameters())
+        embedded.requires_grad_(any(t.requires_grad for t in parts))
+        return [(embedded, embedded)]
 
 
 def _tokens(x: Tensor) -> Tensor:

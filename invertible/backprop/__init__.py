@@ -3,8 +3,9 @@
 The strategies themselves, and what they raise, are in :mod:`invertible`.
 """
 
+from ._chain import strategies_apply
 from ._replay import is_replaying
-from .plan import Choice, Plan, PlanRow
+from .plan import Choice, Plan, PlanRow, plans
 from .strategies import Strategy
 
-__all__ = ["Choice", "Plan", "PlanRow", "Strategy", "is_replaying"]
+__all__ = ["Choice", "Plan", "PlanRow", "Strategy", "is_replaying", "plans", "strategies_apply"]

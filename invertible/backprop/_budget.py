@@ -33,7 +33,7 @@ from ._torch import (
 from .plan import Choice, Decision, Plan, PlanRow
 from .strategies import Budget, Recompute, Reconstruct, Store, Strategy
 
-__all__ = ["decisions", "planned"]
+__all__ = ["decisions", "planned", "plans_of"]
 
 Walk = Callable[[Any], Any]
 
@@ -78,7 +78,17 @@ def planned(net: Any, x: Value, condition: Value | None) -> Plan:
     if not _are_tensors(x):
         raise _check.type_error(net, "expected a tensor, or a tuple of tensors", x)
     walk = partial(net._walk, "forward", condition=condition)
-    counted = _Counted(net, strategy, walk, x, "forward")
+    return _plan(_Counted(net, strategy, walk, x, "forward"), strategy)
+
+
+def plans_of(net: Any, x: Value, budget: Budget) -> Callable[[Strategy], Plan]:
+    """Counts once, and returns what plans for other budgets, and for storing everything."""
+    if not _are_tensors(x):
+        raise _check.type_error(net, "expected a tensor, or a tuple of tensors", x)
+    return partial(_plan, _Counted(net, budget, partial(net._walk, "forward", condition=None), x, "forward"))
+
+
+def _plan(counted: "_Counted", strategy: Strategy) -> Plan:
     stages, sizes, fixed = counted.stages, counted.sizes, counted.fixed
     allowed = [stage.only(option) for stage, option in zip(stages, counted.chosen(strategy), strict=True)]
     rows: list[PlanRow] = []
@@ -86,7 +96,7 @@ def planned(net: Any, x: Value, condition: Value | None) -> Plan:
         option = stage.options[0]
         work = option.work / max(counted.work, 1)
         rows.append(PlanRow(name, option.choice.choice, option.choice.products, kept, work))
-    held = list({id(p): p for p in net.parameters()}.values())
+    held = list({id(p): p for p in counted.net.parameters()}.values())
     return Plan(
         rows,
         peak=peak_of(allowed, sizes, fixed=fixed),

@@ -59,6 +59,21 @@ def run(
     return run_chain(net, strategy, walk, x, method, condition)
 
 
+def strategies_apply() -> bool:
+    """Whether networks run by their strategies here; elsewhere, as without gradients, plain autograd is right.
+
+    For what prepares a run, as a network does that divides a :class:`~invertible.Budget` among several chains.
+
+    Example:
+        >>> with torch.no_grad():
+        ...     strategies_apply()
+        False
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return torch.is_grad_enabled() and not exporting()
+    return tape_serves() and not is_unread()
+
+
 def run_chain(net: Layer, strategy: Strategy, walk: Callable[[Any], Any], x: Any, method: str, condition: Any) -> Any:
     """Returns ``walk(x)`` by a chain of its own."""
     chain = Chain(net, strategy)

@@ -1,10 +1,13 @@
 """What a network keeps, layer by layer: what a strategy has chosen, and what it costs."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["Choice", "Decision", "Plan", "PlanRow"]
+from .strategies import Budget, Strategy
+
+__all__ = ["Choice", "Decision", "Plan", "PlanRow", "plans"]
 
 
 class Choice(enum.Enum):
@@ -111,6 +114,31 @@ class Plan:
                 f"optimizer {once} (momentum) or {twice} (Adam), the input, the loss",
             ]
         )
+
+
+def plans(net: Any, x: Any, budget: Budget) -> Callable[[Strategy], Plan]:
+    """Counts a network's forward pass once, and returns what makes plans of strategies.
+
+    These are any :class:`~invertible.Budget`, and :class:`~invertible.Store`.
+
+    For what compares plans, as a network that divides a budget among several chains. One is as by
+    :meth:`invertible.Sequential.plan`, whatever the network's own strategy is.
+
+    Args:
+        net: a :class:`~invertible.Sequential`.
+        x: what goes forward; nothing is computed, so that it may be on the meta device.
+        budget: like those that plans are made of: of its bytes nothing depends.
+
+    Example:
+        >>> net = Sequential(Split(), *(Coupling(nn.Tanh()) for _ in range(9)), Merge())
+        >>> plan_of = plans(net, torch.rand(16, 32, requires_grad=True), Budget(1))
+        >>> least = plan_of(Store()).least
+        >>> plan_of(Budget(least)).peak <= least < plan_of(Store()).peak
+        True
+    """
+    from ._budget import plans_of  # imports what counts, which is slow
+
+    return plans_of(net, net.snap(x), budget)
 
 
 def _size(count: int) -> str:
