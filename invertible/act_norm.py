@@ -173,7 +173,8 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         std = state_dict.get(f"{prefix}std")
         if isinstance(std, Tensor) and not std.is_meta and not bool(((std > 0) & std.isfinite()).all()):
-            raise ValueError(f"{_check.name(self)}: {prefix}std must be positive and finite, got {std.tolist()}.")
+            got = [float(each) for each in std]
+            raise ValueError(f"{_check.name(self)}: {prefix}std must be positive and finite, got {got}.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
         self._found_true = None
         if not self.initialized.is_meta and bool(self.initialized):
