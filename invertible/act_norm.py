@@ -93,7 +93,7 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
             for zero in (self.log_scale, self.shift, self.mean, self.initialized):
                 zero.zero_()
             self.std.fill_(1)
-        self._found_true: tuple[Tensor, int | None] | None = None  # what is not to be read again, and its version
+        self._found_true: tuple[int, int] | None = None  # the state of ``initialized`` that is not to be read again
 
     def forward(self, x: Tensor, *, condition: Value | None = None) -> Tensor:
         x = self._entering(x, forwards=True)
@@ -136,11 +136,7 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
             return False
         if unreadable(x) or on_copies():
             return True
-        buffer, version = self._found_true
-        return buffer is self.initialized and version == _version(buffer)
-
-    def _remember(self) -> None:
-        self._found_true = (self.initialized, _version(self.initialized))
+        return self._found_true == _state_of(self.initialized)
 
     def _initialize(self, x: Tensor, *, forwards: bool) -> None:
         if is_unread() or x.is_meta:
@@ -168,7 +164,7 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
                 self.std.copy_(std)
                 self.initialized.fill_(1)
         if not on_copies():
-            self._remember()
+            self._found_true = _state_of(self.initialized)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         std = state_dict.get(f"{prefix}std")
@@ -178,7 +174,7 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
         self._found_true = None
         if not self.initialized.is_meta and bool(self.initialized):
-            self._remember()
+            self._found_true = _state_of(self.initialized)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}"
@@ -204,8 +200,11 @@ def _over_processes(total: Tensor) -> Tensor:
     return total
 
 
-def _version(t: Tensor) -> int | None:
-    """A count of how often a tensor was written to; ``None`` where nobody counts."""
-    if torch.compiler.is_dynamo_compiling() or t.is_inference():
-        return None
-    return t._version
+def _state_of(t: Tensor) -> tuple[int, int]:
+    """Which tensor it is, and how often it was written to; of one that is traced, what no tensor has.
+
+    Not the tensor itself: a layer holds none but parameters and buffers.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return 0, 0
+    return id(t), 0 if t.is_inference() else t._version
