@@ -93,7 +93,8 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
             for zero in (self.log_scale, self.shift, self.mean, self.initialized):
                 zero.zero_()
             self.std.fill_(1)
-        self._found_true: tuple[int, int] | None = None  # the state of ``initialized`` that is not to be read again
+        self._known_initialized = False  # once true, the device is not asked any more,
+        self._found_in = (0, 0)  # if the buffer is in the state in which it was found true
 
     def forward(self, x: Tensor, *, condition: Value | None = None) -> Tensor:
         x = self._entering(x, forwards=True)
@@ -132,11 +133,15 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
 
     def _is_known(self, x: Tensor) -> bool:
         """Whether the buffer was found true, and is still what it was, as far as that can be told."""
-        if self._found_true is None:
+        if not self._known_initialized:
             return False
         if unreadable(x) or on_copies():
             return True
-        return self._found_true == _state_of(self.initialized)
+        return self._found_in == _state_of(self.initialized)
+
+    def _remember(self) -> None:
+        self._known_initialized = True  # apart, or a graph would be compiled for each state
+        self._found_in = _state_of(self.initialized)
 
     def _initialize(self, x: Tensor, *, forwards: bool) -> None:
         if is_unread() or x.is_meta:
@@ -164,7 +169,7 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
                 self.std.copy_(std)
                 self.initialized.fill_(1)
         if not on_copies():
-            self._found_true = _state_of(self.initialized)
+            self._remember()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         std = state_dict.get(f"{prefix}std")
@@ -172,9 +177,8 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
             got = [float(each) for each in std]
             raise ValueError(f"{_check.name(self)}: {prefix}std must be positive and finite, got {got}.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
-        self._found_true = None
-        if not self.initialized.is_meta and bool(self.initialized):
-            self._found_true = _state_of(self.initialized)
+        self._known_initialized = not self.initialized.is_meta and bool(self.initialized)
+        self._found_in = _state_of(self.initialized)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}"
