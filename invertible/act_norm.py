@@ -38,9 +38,8 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
 
     ``initialized``, a buffer, says whether there was one: it is 0, or not. A number, so that models can be averaged
     with their buffers. It is read, and waited for, in training mode until it was found true once; and again when it
-    was written since, as DDP does with ``broadcast_buffers=True``, or when another tensor is in its place, as in
-    ``torch.func.functional_call``. Once it was found true, and in ``eval``, the layer is compiled without a break in
-    the graph, in which it is not read again.
+    was written in place since, or when another tensor is in its place, as in ``torch.func.functional_call``. Once it
+    was found true, and in ``eval``, the layer is compiled without a break in the graph, in which it is not read again.
     Uninitialised in training mode it breaks the graph under ``torch.compile`` (with ``fullgraph=True``, the compiler
     refuses), and under ``torch.export`` and ``torch.func`` it raises.
 
