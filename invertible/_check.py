@@ -101,6 +101,13 @@ def number(who: str, option: str, value: object) -> float:
     raise TypeError(f"{who}: {option} must be a number, got {value!r}.")
 
 
+def boolean(who: str, option: str, value: object) -> bool:
+    """Returns an option, if it is ``True`` or ``False``; what merely counts as one of them may be a mistake."""
+    if isinstance(value, bool):
+        return value
+    raise TypeError(f"{who}: {option} must be True or False, got {value!r}.")
+
+
 def has_log_det(module: nn.Module, layers: Sequence[Any]) -> None:
     """Refuses a sequence of layers whose log-determinants don't add up: after an injective one come isometries only."""
     injective = None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ._buffers import buffers_stay
 from ._checksum import digest
+from ._random import against_draws
 from ._value import Value, leaves
 from .backprop._replay import Survey
 from .backprop._torch import compiler_stance
@@ -53,7 +54,7 @@ def encoded(net: Any, x: Any, condition: Value | None) -> Latent:
     if Survey([net]).random:
         raise ValueError(
             f"{type(net).__name__}: encode needs a network that draws no random numbers, which the way back would draw "
-            "anew. Call eval()."
+            f"anew.{against_draws(net)}"
         )
     with torch.no_grad(), buffers_stay(net):
         value = net(x, condition=condition)

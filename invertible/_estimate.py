@@ -8,7 +8,8 @@ from typing import Any, Literal, cast
 import torch
 
 from ._buffers import buffers_stay
-from ._noise import shaken, shaking
+from ._noise import estimating, shaken, shaking
+from ._random import against_draws
 from ._value import leaves, map_value
 from .backprop._replay import Survey
 from .module import Exactness
@@ -24,8 +25,10 @@ class ErrorEstimate:
     number. ``"estimate"``: in floating point, where nobody knows the true input. It is
     the larger of two figures, both from runs of the network itself: how far the result moves if what the layers
     return is moved here and there in its last bit, and how far off the result's own way forth and back is.
-    The second alone can be zero although the first result is off. Under autocast in bfloat16 the error is next to
-    nothing or large, by the luck of single roundings, and so is the estimate: there it is a warning, not a figure.
+    The second alone can be zero although the first result is off. What these runs move out of the range of a layer
+    that saturates, as :class:`Sigmoid` does, is taken for the nearest value inside. Under autocast in bfloat16 the
+    error is next to nothing or large, by the luck of single roundings, and so is the estimate: there it is a warning,
+    not a figure.
 
     Example:
         >>> net = Sequential(Split(), Coupling(nn.Tanh()), Merge())
@@ -46,12 +49,12 @@ def with_error(
         return inverse(y), ErrorEstimate("exact", 0.0) if known else ErrorEstimate("estimate", math.nan)
     if Survey([net]).random:
         raise ValueError(
-            f"{type(net).__name__}: a network that draws random numbers has no one inverse to estimate the error of. "
-            "Call eval()."
+            f"{type(net).__name__}: a network that draws random numbers has no one inverse to estimate the error of."
+            + against_draws(net)
         )
     x = inverse(y)
     true = map_value(torch.Tensor.detach, x)
-    with torch.no_grad(), buffers_stay(net), cast("Any", torch.random).fork_rng():
+    with torch.no_grad(), buffers_stay(net), cast("Any", torch.random).fork_rng(), estimating():
         again = inverse(net(true, condition=condition))
         with shaking(next(leaves(true)).device):
             moved = inverse(shaken(map_value(torch.Tensor.detach, y)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._value import leaves, map_value
 
-__all__ = ["is_shaking", "shaken", "shaking"]
+__all__ = ["estimating", "is_estimating", "is_shaking", "shaken", "shaking"]
 
 
 class _Noise(threading.local):
@@ -18,6 +18,7 @@ class _Noise(threading.local):
 
     def __init__(self) -> None:
         self.generator: torch.Generator | None = None
+        self.estimating = False
 
 
 _noise = _Noise()
@@ -32,6 +33,21 @@ def shaking(device: torch.device) -> Generator[None]:
         yield
     finally:
         _noise.generator = before
+
+
+@contextmanager
+def estimating() -> Generator[None]:
+    """Says that the calls inside only measure an error: a value at the end of a layer's range is drawn into it."""
+    before, _noise.estimating = _noise.estimating, True
+    try:
+        yield
+    finally:
+        _noise.estimating = before
+
+
+def is_estimating() -> bool:
+    """Whether an error is measured."""
+    return _noise.estimating
 
 
 def is_shaking() -> bool:

@@ -10,7 +10,7 @@ from . import _check
 from ._buffers import buffers_moving, on_copies
 from ._channels import channels_of, has_channels, per_channel, repeated, wide
 from ._range import is_unread
-from ._tracing import exporting, transformed
+from ._tracing import exporting, transformed, unreadable
 from ._value import Value
 from .module import InvertibleModule
 
@@ -27,15 +27,19 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
     for n pixels. The parameters a (``log_scale``) and b (``shift``) start at 0. The mean m and the standard deviation
     s are buffers, taken once from the first batch in training mode, and constants for the gradients. Before that, and
     in ``eval``, they are 0 and 1: an untrained layer in ``eval`` is the identity and stays untrained. A channel that
-    does not vary in the first batch gets s = 1. A batch of zero is no first batch, one with a value that is not
-    finite is refused.
+    does not vary in the first batch gets s = 1, as one whose deviation is next to 0: below the rounding of its mean in
+    float32 (in float64 for such input), or below the normal numbers of the buffers, 6e-5 in float16. A batch of zero
+    is no first batch; one with a value that is not finite is refused, and so are statistics that the buffers can't
+    hold.
 
     The first batch is that of the direction which is trained: ``forward``, or ``Inverse(net)(x)``, which makes the
     outputs of ``inverse`` have mean 0 and variance 1. Where ``torch.distributed`` has several processes, the
     statistics are those of all their batches together, so the first batch must go through on all of them.
 
-    ``initialized``, a buffer, says whether there was one. It is read, and waited for, in training mode until it was
-    found true once. After that, and in ``eval``, the layer is compiled without a break in the graph.
+    ``initialized``, a buffer, says whether there was one: it is 0, or not. A number, so that models can be averaged
+    with their buffers. It is read, and waited for, in training mode until it was found true once; and again when it
+    was written in place since, or when another tensor is in its place, as in ``torch.func.functional_call``. Once it
+    was found true, and in ``eval``, the layer is compiled without a break in the graph, in which it is not read again.
     Uninitialised in training mode it breaks the graph under ``torch.compile`` (with ``fullgraph=True``, the compiler
     refuses), and under ``torch.export`` and ``torch.func`` it raises.
 
@@ -54,7 +58,8 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
 
     Raises:
         TypeError: if ``channels`` is not an integer, or the input not a floating-point tensor.
-        ValueError: if the input has another number of channels, or the first batch is not finite or cannot be read.
+        ValueError: if the input has another number of channels, the first batch or its statistics are not finite in
+            the dtype of the buffers, or cannot be read, or a checkpoint has deviations that are not positive.
 
     Example:
         >>> norm = ActNorm(1)
@@ -78,7 +83,7 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
         self.shift = nn.Parameter(torch.empty(channels))
         self.register_buffer("mean", torch.empty(channels))
         self.register_buffer("std", torch.empty(channels))
-        self.register_buffer("initialized", torch.tensor(False))
+        self.register_buffer("initialized", torch.tensor(0.0))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -87,7 +92,8 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
             for zero in (self.log_scale, self.shift, self.mean, self.initialized):
                 zero.zero_()
             self.std.fill_(1)
-        self._known_initialized = False  # once true, the device is not asked any more
+        self._known_initialized = False  # once true, the device is not asked any more,
+        self._found_in = (0, 0)  # if the buffer is in the state in which it was found true
 
     def forward(self, x: Tensor, *, condition: Value | None = None) -> Tensor:
         x = self._entering(x, forwards=True)
@@ -120,9 +126,21 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
 
     def _entering(self, x: Tensor, *, forwards: bool) -> Tensor:
         x = has_channels(self, x, self.channels)
-        if not self._known_initialized and self.training and buffers_moving(default=forwards):
+        if self.training and buffers_moving(default=forwards) and not self._is_known(x):
             self._initialize(x, forwards=forwards)
         return x
+
+    def _is_known(self, x: Tensor) -> bool:
+        """Whether the buffer was found true, and is still what it was, as far as that can be told."""
+        if not self._known_initialized:
+            return False
+        if unreadable(x) or on_copies():
+            return True
+        return self._found_in == _state_of(self.initialized)
+
+    def _remember(self) -> None:
+        self._known_initialized = True  # apart, or a graph would be compiled for each state
+        self._found_in = _state_of(self.initialized)
 
     def _initialize(self, x: Tensor, *, forwards: bool) -> None:
         if is_unread() or x.is_meta:
@@ -138,19 +156,28 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
                 mean, std = found
                 if not (mean.isfinite().all() and std.isfinite().all()):
                     raise _check.value_error(self, "the first batch must be finite", x)
-                constant = std <= torch.finfo(x.dtype).eps * mean.abs() + torch.finfo(self.std.dtype).tiny
-                std = torch.where(constant, 1.0, std)
+                rounding, least = torch.finfo(wide(x)).eps, torch.finfo(self.std.dtype).tiny
+                std = torch.where(std <= rounding * mean.abs() + least, 1.0, std)
                 if not forwards:  # x = s y + m gives the outputs of inverse mean 0 and variance 1
                     mean, std = -mean / std, 1 / std
+                mean, std = mean.to(self.mean.dtype), std.to(self.std.dtype)
+                if not (mean.isfinite().all() and std.isfinite().all() and (std >= least).all()):
+                    rule = f"the first batch must have a mean and a deviation that {self.std.dtype} holds"
+                    raise _check.value_error(self, rule, x)
                 self.mean.copy_(mean)
                 self.std.copy_(std)
-                self.initialized.fill_(True)
+                self.initialized.fill_(1)
         if not on_copies():
-            self._known_initialized = True
+            self._remember()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        std = state_dict.get(f"{prefix}std")
+        if isinstance(std, Tensor) and not std.is_meta and not bool(((std > 0) & std.isfinite()).all()):
+            got = [float(each) for each in std]
+            raise ValueError(f"{_check.name(self)}: {prefix}std must be positive and finite, got {got}.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
         self._known_initialized = not self.initialized.is_meta and bool(self.initialized)
+        self._found_in = _state_of(self.initialized)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}"
@@ -174,3 +201,13 @@ def _over_processes(total: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(total)  # pyright: ignore[reportUnknownMemberType]
     return total
+
+
+def _state_of(t: Tensor) -> tuple[int, int]:
+    """Which tensor it is, and how often it was written to; of one that is traced, what no tensor has.
+
+    Not the tensor itself: a layer holds none but parameters and buffers.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return 0, 0
+    return id(t), 0 if t.is_inference() else t._version

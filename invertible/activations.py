@@ -1,7 +1,7 @@
 """Bijections of single elements: activations that can be undone, and constants."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, cast
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn.functional import leaky_relu, logsigmoid, softplus
 
 from . import _check
 from ._channels import has_channels, per_channel, per_sample, repeated, wide
+from ._noise import is_estimating
 from ._tracing import unreadable
 from ._value import Value
 from .module import InvertibleModule
@@ -39,7 +40,7 @@ class LeakyReLU(InvertibleModule[Tensor, Tensor]):
         - Output: the same
 
     Raises:
-        TypeError: if the input is not a floating-point tensor.
+        TypeError: if ``negative_slope`` is not a number, or the input not a floating-point tensor.
         ValueError: if ``negative_slope`` is not positive and finite.
 
     Example:
@@ -49,7 +50,7 @@ class LeakyReLU(InvertibleModule[Tensor, Tensor]):
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         super().__init__()
-        self.negative_slope = negative_slope = float(negative_slope)
+        self.negative_slope = negative_slope = _check.number("LeakyReLU", "negative_slope", negative_slope)
         if not 0 < negative_slope < math.inf:
             raise ValueError(f"LeakyReLU: negative_slope must be positive and finite, got {negative_slope}.")
 
@@ -102,7 +103,9 @@ class _Squashing(InvertibleModule[Tensor, Tensor]):
         Autocast would return float32 for some functions on some devices, whatever comes in.
         """
         y = has_channels(self, y, None)
-        if unreadable(y) or not y.numel():
+        if is_estimating():
+            y = self._drawn_in(y)
+        if is_estimating() or unreadable(y) or not y.numel():
             return y.to(wide(y))
         least, greatest = (float(t) for t in torch.aminmax(y.detach()))
         if not (least > self.low and greatest < self.high):
@@ -111,6 +114,12 @@ class _Squashing(InvertibleModule[Tensor, Tensor]):
             rule = f"inverse takes values in the open interval ({self.low:g}, {self.high:g})"
             raise ValueError(f"{_check.name(self)}: {rule}, got {got:.9g}.{fix}")
         return y.to(wide(y))
+
+    def _drawn_in(self, y: Tensor) -> Tensor:
+        """The nearest values inside: what an estimate of the error moves in the last bit must not leave the range."""
+        info = torch.finfo(y.dtype)
+        low = info.tiny * info.eps if self.low == 0 else self.low * (1 - info.eps / 2)
+        return y.clamp(low, min(self.high * (1 - info.eps / 2), info.max))
 
     def _ends(self) -> tuple[float, float]:
         return self.low, self.high
@@ -264,9 +273,10 @@ class ConstantAffine(InvertibleModule[Tensor, Tensor]):
         - Output: the same
 
     Raises:
-        TypeError: if the input is not a floating-point tensor.
-        ValueError: if a scale is zero, a constant is not finite, ``scale`` and ``shift`` differ in length, or the
-            input has another number of channels.
+        TypeError: if a constant is not a number, or the input not a floating-point tensor.
+        ValueError: if a scale is zero, a constant is not finite, here or in a checkpoint or in the dtype that the layer
+            is moved to, ``scale`` and ``shift`` differ in length, or have more than one dimension, or the input has
+            another number of channels.
 
     Example:
         >>> ConstantAffine(scale=[2., 4.], shift=-1.)(torch.tensor([[1., 1.]]))
@@ -278,13 +288,9 @@ class ConstantAffine(InvertibleModule[Tensor, Tensor]):
 
     def __init__(self, scale: float | Sequence[float] = 1.0, shift: float | Sequence[float] = 0.0) -> None:
         super().__init__()
-        constants = {"scale": _listed(scale), "shift": _listed(shift)}
+        constants = {"scale": _listed("scale", scale), "shift": _listed("shift", shift)}
         for option, values in constants.items():
-            tensor = torch.tensor(values, device="cpu")  # in the default dtype, which may not hold them
-            if not values or not tensor.isfinite().all():
-                raise ValueError(f"ConstantAffine: {option} must be finite, one or one per channel, got {values}.")
-            if option == "scale" and (tensor == 0).any():
-                raise ValueError(f"ConstantAffine: scale must not be zero, got {values}.")
+            _check_constants(option, torch.tensor(values, device="cpu"), values)  # the default dtype may not hold them
         each = {len(v) for v, given in zip(constants.values(), (scale, shift), strict=True) if not _is_number(given)}
         if len(each) > 1:
             got = " and ".join(str(len(values)) for values in constants.values())
@@ -315,6 +321,20 @@ class ConstantAffine(InvertibleModule[Tensor, Tensor]):
         total = self.scale.to(wide(x, self.scale)).abs().log().sum()
         return repeated(total if self.channels else total * x.shape[1], x)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for option in ("scale", "shift"):
+            tensor = state_dict.get(f"{prefix}{option}")
+            if isinstance(tensor, Tensor) and not tensor.is_meta:
+                _check_constants(option, tensor, tensor)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        for option, held in (("scale", self.scale), ("shift", self.shift)):
+            moved = fn(held)
+            if moved.dtype != held.dtype and not moved.is_meta:  # a narrower one may not hold them
+                _check_constants(option, moved, held)
+        return super()._apply(fn, recurse)  # pyright: ignore[reportUnknownMemberType]
+
     def extra_repr(self) -> str:
         return "" if self.channels is None else f"channels={self.channels}"
 
@@ -324,5 +344,21 @@ def _is_number(value: object) -> bool:
     return getattr(value, "ndim", 1) == 0 or not isinstance(value, Iterable)
 
 
-def _listed(value: float | Sequence[float]) -> list[float]:
-    return [float(cast("float", value))] if _is_number(value) else [float(each) for each in cast("Any", value)]
+def _listed(option: str, value: Any) -> list[float]:
+    """The numbers of a constant; what is not in order, as a set, or made of letters, is none."""
+    if getattr(value, "ndim", 1) > 1:
+        rule = f"{option} must be a number or a sequence of them, one per channel"
+        raise ValueError(f"ConstantAffine: {rule}, got one of shape {tuple(value.shape)}.")
+    plain: Any = value.tolist() if hasattr(value, "tolist") else value
+    if _is_number(plain) or isinstance(plain, (str, bytes, Mapping, Set)):
+        return [_check.number("ConstantAffine", option, cast("object", plain))]
+    return [_check.number("ConstantAffine", option, each) for each in plain]
+
+
+def _check_constants(option: str, tensor: Tensor, given: Any) -> None:
+    """Refuses what a tensor makes of constants that were given."""
+    infinite = not tensor.numel() or not bool(tensor.isfinite().all())
+    if infinite or (option == "scale" and bool((tensor == 0).any())):
+        rule = "be finite, one or one per channel" if infinite else "not be zero"
+        got = [float(each) for each in given]
+        raise ValueError(f"ConstantAffine: {option} must {rule}, got {got}.")

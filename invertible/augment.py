@@ -1,13 +1,15 @@
 """From data to data and noise: more channels for what follows."""
 
+import copy
 import math
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from . import _check
-from ._range import note
+from ._range import is_unread, note
 from ._value import Value, is_channels_last
 from .module import Exactness, InvertibleModule, zero_log_det
 
@@ -52,8 +54,8 @@ class Augment(InvertibleModule[Tensor, Tensor]):
         - Output: ``(batch, data_channels + channels, ...)``
 
     Raises:
-        TypeError: if ``channels`` is not an integer, the distribution lacks a method, or the input is not a
-            floating-point tensor.
+        TypeError: if ``channels`` is not an integer, the distribution lacks a method or is a class, or the input is
+            not a floating-point tensor.
         ValueError: if ``channels`` is below 1, the distribution returns another shape, or what is to be inverted has
             no more channels than the noise.
 
@@ -73,8 +75,10 @@ class Augment(InvertibleModule[Tensor, Tensor]):
         self.distribution = distribution
         if self.channels < 1:
             raise ValueError(f"{_check.name(self)}: channels must be at least 1, got {channels}.")
-        if distribution is not None and not all(hasattr(distribution, name) for name in ("sample", "log_prob")):
-            raise TypeError(f"Augment: distribution must have methods sample and log_prob, got {distribution!r}.")
+        methods = all(hasattr(distribution, name) for name in ("sample", "log_prob"))
+        if distribution is not None and (not methods or isinstance(distribution, type)):
+            fix = " Make one: distribution=Normal(0.0, 1.0)." if methods else ""
+            raise TypeError(f"Augment: distribution must have methods sample and log_prob, got {distribution!r}.{fix}")
 
     @property
     def bijective(self) -> bool:
@@ -141,7 +145,8 @@ class Augment(InvertibleModule[Tensor, Tensor]):
         if self.distribution is None:
             density = -0.5 * (wide.square() + math.log(2 * math.pi))
         else:
-            density = cast("Tensor", self.distribution.log_prob(wide))
+            distribution = _unvalidated(self.distribution) if is_unread() else self.distribution
+            density = cast("Tensor", distribution.log_prob(wide))
             if density.shape != noise.shape:
                 rule = f"the distribution's log_prob must be a tensor of shape {tuple(noise.shape)}"
                 raise _check.value_error(self, rule, density)
@@ -149,6 +154,17 @@ class Augment(InvertibleModule[Tensor, Tensor]):
 
     def extra_repr(self) -> str:
         return f"{self.channels}" + ("" if self.distribution is None else f", distribution={self.distribution}")
+
+
+def _unvalidated(distribution: Any) -> Any:
+    """The same without torch's look at what it is given, which has no data."""
+    if not isinstance(distribution, Distribution):
+        return distribution
+    other = copy.copy(distribution)
+    for key, part in vars(distribution).items():
+        setattr(other, key, _unvalidated(part))
+    setattr(other, "_validate_args", False)  # noqa: B010 (torch has no public name for it)
+    return other
 
 
 def _joined(x: Tensor, noise: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Batch normalisation as a layer of the map."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -48,7 +50,7 @@ class BatchNorm(InvertibleModule[Tensor, Tensor]):
         - Output: the same
 
     Raises:
-        TypeError: if ``channels`` is not an integer, or the input not a floating-point tensor.
+        TypeError: if an option is of the wrong kind, or the input not a floating-point tensor.
         ValueError: if an option is out of range, the input has another number of channels, it has one value per
             channel in training mode, or ``inverse`` is called in training mode.
 
@@ -68,9 +70,11 @@ class BatchNorm(InvertibleModule[Tensor, Tensor]):
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
         super().__init__()
         self.channels = channels = channels_of("BatchNorm", channels)
-        self.eps, self.momentum, self.affine = float(eps), float(momentum), affine
-        if not self.eps > 0:
-            raise ValueError(f"BatchNorm: eps must be positive, got {eps}.")
+        self.eps = _check.number("BatchNorm", "eps", eps)
+        self.momentum = _check.number("BatchNorm", "momentum", momentum)
+        self.affine = _check.boolean("BatchNorm", "affine", affine)
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"BatchNorm: eps must be positive and finite, got {eps}.")
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"BatchNorm: momentum must be from 0 to 1, got {momentum}.")
         for name in ("log_scale", "shift"):

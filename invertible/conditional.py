@@ -1,5 +1,7 @@
 """Functions of couplings that see a condition."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -39,9 +41,10 @@ class Conditional(nn.Module):
         - Output: that of the function
 
     Raises:
-        TypeError: if ``function`` or ``encoder`` is not a module, or the condition, encoded, is not a tensor.
-        ValueError: if it has another batch than the stream or neither no space nor the stream's; the function has not
-            run then.
+        TypeError: if ``function`` or ``encoder`` is not a module, the condition is not made of tensors, or, encoded, is
+            not a tensor or complex.
+        ValueError: if it has another batch than the stream or neither no space nor the stream's, or is on another
+            device; the function has not run then.
 
     Example:
         >>> from invertible import Coupling
@@ -64,6 +67,11 @@ class Conditional(nn.Module):
     def forward(self, x: Tensor, condition: Value) -> Tensor:
         """Returns ``function`` of the stream and the condition, joined."""
         encoded, space = self._encode(condition), x.shape[2:]
+        if encoded.is_complex() and not x.is_complex():
+            raise TypeError(f"{_check.name(self)}: {self._what()} must not be complex, got dtype {encoded.dtype}.")
+        if encoded.device != x.device:
+            rule = f"{self._what()} must be on the device of the stream, {x.device}"
+            raise ValueError(f"{_check.name(self)}: {rule}, got {encoded.device}.")
         if encoded.ndim < 2 or encoded.shape[0] != x.shape[0] or encoded.shape[2:] not in (torch.Size(), space):
             raise self._fault(x, encoded)
         encoded = encoded.to(x.dtype)
@@ -88,6 +96,7 @@ class Conditional(nn.Module):
         """The condition as a tensor."""
         encoded: object = condition
         if self.encoder is not None:
+            self._refuse_other_kinds(condition)
             dtype = next((p.dtype for p in self.encoder.parameters() if p.is_floating_point()), None)
 
             def cast_to_parameters(t: Tensor) -> Tensor:
@@ -95,6 +104,16 @@ class Conditional(nn.Module):
 
             encoded = self.encoder(map_value(cast_to_parameters, condition))
         if not isinstance(encoded, Tensor):
-            fix = " An encoder may take anything: Conditional(function, encoder=...)." if self.encoder is None else ""
+            many = isinstance(condition, tuple) and self.encoder is None
+            fix = " An encoder may take several: Conditional(function, encoder=...)." if many else ""
             raise _check.type_error(self, f"{self._what()} must be a tensor", encoded, fix)
         return encoded
+
+    def _refuse_other_kinds(self, condition: object) -> None:
+        """Refuses what is neither a tensor nor a tuple of such: a list, a dictionary, a number."""
+        if isinstance(condition, tuple):
+            for part in cast("tuple[object, ...]", condition):
+                self._refuse_other_kinds(part)
+        elif not isinstance(condition, Tensor):
+            rule = "the condition must be a tensor, or a tuple of tensors"
+            raise _check.type_error(self, rule, condition)

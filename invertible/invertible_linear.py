@@ -82,7 +82,7 @@ class InvertibleLinear(InvertibleModule[Tensor, Tensor]):
         super().__init__()
         self.channels = channels = channels_of("InvertibleLinear", channels)
         self.parametrization = parametrization
-        if parametrization not in _KINDS:
+        if not isinstance(cast("object", parametrization), str) or parametrization not in _KINDS:
             rule = "parametrization must be one of " + ", ".join(map(repr, _KINDS))
             raise ValueError(f"InvertibleLinear: {rule}, got {parametrization!r}.")
         self.matrix = _KINDS[parametrization](channels)
@@ -93,7 +93,8 @@ class InvertibleLinear(InvertibleModule[Tensor, Tensor]):
 
     def dense(self) -> Tensor:
         """Returns the matrix W, with its graph."""
-        return self.matrix.dense(wide(*self.parameters()))
+        with without_autocast(self.matrix.values):
+            return self.matrix.dense(wide(*self.parameters()))
 
     def forward(self, x: Tensor, *, condition: Value | None = None) -> Tensor:
         x = has_channels(self, x, self.channels)

@@ -15,6 +15,9 @@ _Side = tuple[Tensor, Tensor]
 _LEAST = 1e-5
 """Below it, the knots of a spline could coincide in single precision."""
 
+_BOUNDS = 1e-30, 1e30
+"""Beyond them, the widths of bins could be 0 or infinite in single precision."""
+
 
 class RationalQuadraticSpline(CouplingTransform):
     r"""Maps each element by a monotonic rational-quadratic spline on ``[-bound, bound]``, and as it is outside.
@@ -56,7 +59,7 @@ class RationalQuadraticSpline(CouplingTransform):
 
     Args:
         bins: the number of bins, at least 1.
-        bound: half the width of the interval, in the unit of the stream.
+        bound: half the width of the interval, in the unit of the stream; from 1e-30 to 1e30.
         min_width: the least width of a bin, as a share of the interval.
         min_height: the least height of a bin, as a share of the interval.
         min_derivative: the least derivative at an inner knot; its inverse is the greatest.
@@ -67,7 +70,7 @@ class RationalQuadraticSpline(CouplingTransform):
 
     Raises:
         TypeError: if ``bins`` is not an integer, or another option is not a number.
-        ValueError: if ``bins`` is not positive, ``bound`` is not positive and finite, ``min_width`` or ``min_height``
+        ValueError: if ``bins`` is not positive, ``bound`` is not from 1e-30 to 1e30, ``min_width`` or ``min_height``
             is not from 1e-5 to below ``1 / bins``, or ``min_derivative`` is not from 1e-5 to below 1.
 
     Example:
@@ -96,8 +99,8 @@ class RationalQuadraticSpline(CouplingTransform):
         if self.bins < 1:
             raise ValueError(f"{who}: bins must be at least 1, got {bins}.")
         self.bound = _check.number(who, "bound", bound)
-        if not 0 < self.bound < math.inf:
-            raise ValueError(f"{who}: bound must be positive and finite, got {bound!r}.")
+        if not _BOUNDS[0] <= self.bound <= _BOUNDS[1]:
+            raise ValueError(f"{who}: bound must be from {_BOUNDS[0]:g} to {_BOUNDS[1]:g}, got {bound!r}.")
         self.min_width = _share(who, "min_width", min_width, 1 / self.bins)
         self.min_height = _share(who, "min_height", min_height, 1 / self.bins)
         self.min_derivative = _share(who, "min_derivative", min_derivative, 1)

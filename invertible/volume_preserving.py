@@ -14,6 +14,8 @@ from .transform import CouplingTransform, TransformOnGrid
 
 __all__ = ["VolumePreserving"]
 
+_LARGEST = 1e6
+
 
 class VolumePreserving(CouplingTransform):
     r"""Scales channel 2i, divides channel 2i + 1 by the same scale, and shifts both; the log-determinant is exactly 0.
@@ -52,7 +54,8 @@ class VolumePreserving(CouplingTransform):
     what shears can do. The form of the scale is ours.
 
     Args:
-        max_scale: the limit of the scale and of its inverse, above 1.
+        max_scale: the limit of the scale and of its inverse, above 1 and at most 1e6: far above that, 1 - k u is 0 in
+            float32.
 
     Shape:
         - Input: the stream ``(batch, channels, ...)``, channels even, and parameters ``(batch, 2 * channels, ...)``
@@ -60,7 +63,7 @@ class VolumePreserving(CouplingTransform):
 
     Raises:
         TypeError: if ``max_scale`` is not a number.
-        ValueError: if ``max_scale`` is not finite and above 1, or the number of channels is odd.
+        ValueError: if ``max_scale`` is not above 1 and at most 1e6, or the number of channels is odd.
 
     Example:
         >>> transform = VolumePreserving()
@@ -76,8 +79,9 @@ class VolumePreserving(CouplingTransform):
     def __init__(self, *, max_scale: float = 2.0) -> None:
         super().__init__()
         self.max_scale = _check.number("VolumePreserving", "max_scale", max_scale)
-        if not 1 < self.max_scale < float("inf"):
-            raise ValueError(f"VolumePreserving: max_scale must be finite and above 1, got {max_scale!r}.")
+        if not 1 < self.max_scale <= _LARGEST:
+            rule = f"max_scale must be above 1 and at most {_LARGEST:g}"
+            raise ValueError(f"VolumePreserving: {rule}, got {max_scale!r}.")
 
     @property
     def keeps_grid(self) -> bool:

@@ -132,7 +132,8 @@ class Haar(_LiftedWavelet):
         - Output: ``(batch, channels * product of factors, *(size / factor))``
 
     Raises:
-        TypeError: if a factor is not an integer, or the input is not a floating-point tensor.
+        TypeError: if a factor is not an integer, ``lifting`` is neither ``True`` nor ``False``, or the input is not a
+            floating-point tensor.
         ValueError: if a factor is not 1 or 2, or the input's size is not divisible.
 
     Example:
@@ -147,7 +148,7 @@ class Haar(_LiftedWavelet):
 
     def __init__(self, downscale_factor: int | Sequence[int] = 2, *, lifting: bool = False) -> None:
         super().__init__(downscale_factor)
-        self.lifting = lifting
+        self.lifting = _check.boolean("Haar", "lifting", lifting)
 
     @property
     def keeps_grid(self) -> bool:

@@ -160,6 +160,7 @@ ROWS: dict[str, Row] = {
             "InvertibleLinear: channels must be at least 1, got 0.": lambda: inv.InvertibleLinear(0),
             "InvertibleLinear: parametrization must be one of 'plu', 'householder', 'matrix-exponential', 'free', got "
             "'lu'.": lambda: inv.InvertibleLinear(2, parametrization="lu"),
+            "'matrix-exponential', 'free', got ['plu'].": lambda: inv.InvertibleLinear(2, parametrization=["plu"]),
             "parametrization='free'): the matrix must not be singular, got one of determinant 0.": singular,
         },
     ),
@@ -192,7 +193,11 @@ ROWS: dict[str, Row] = {
                 x2d
             ),
             "BatchNorm: channels must be at least 1, got 0.": lambda: inv.BatchNorm(0),
-            "BatchNorm: eps must be positive, got 0.": lambda: inv.BatchNorm(3, eps=0),
+            "BatchNorm: eps must be positive and finite, got 0.": lambda: inv.BatchNorm(3, eps=0),
+            "BatchNorm: eps must be positive and finite, got inf.": lambda: inv.BatchNorm(3, eps=float("inf")),
+            "BatchNorm: eps must be a number, got 'a'.": lambda: inv.BatchNorm(3, eps="a"),
+            "BatchNorm: momentum must be a number, got None.": lambda: inv.BatchNorm(3, momentum=None),
+            "BatchNorm: affine must be True or False, got 'no'.": lambda: inv.BatchNorm(3, affine="no"),
             "BatchNorm: momentum must be from 0 to 1, got 2.": lambda: inv.BatchNorm(3, momentum=2),
             "expected a floating-point tensor, got dtype torch.int64.": lambda: inv.BatchNorm(3)(x2d.long()),
             "expected more than one value per channel in training mode, got a tensor of shape (1, 3, 1).": lambda: (
@@ -210,6 +215,8 @@ ROWS: dict[str, Row] = {
         lambda draw: inv.LeakyReLU(draw(st.sampled_from([0.1, 0.5, 2.0]))),
         away_from_zero,
         rejects={
+            "LeakyReLU: negative_slope must be a number, got 'a'.": lambda: inv.LeakyReLU("a"),
+            "LeakyReLU: negative_slope must be a number, got None.": lambda: inv.LeakyReLU(None),
             "LeakyReLU: negative_slope must be positive and finite, got 0.0.": lambda: inv.LeakyReLU(0),
             "expected a floating-point tensor, got dtype torch.int64.": lambda: inv.LeakyReLU()(x2d.long()),
         },
@@ -261,6 +268,20 @@ ROWS: dict[str, Row] = {
             "ConstantAffine: scale must be finite, one or one per channel, got [].": lambda: inv.ConstantAffine([]),
             "ConstantAffine: scale and shift must have one length, got 2 and 1.": lambda: inv.ConstantAffine(
                 [1, 2], [1]
+            ),
+            "ConstantAffine: scale must be a number, got 'ab'.": lambda: inv.ConstantAffine("ab"),
+            "ConstantAffine: scale must be a number, got '12'.": lambda: inv.ConstantAffine("12"),
+            "ConstantAffine: scale must be a number, got None.": lambda: inv.ConstantAffine(None),
+            "ConstantAffine: scale must be a number, got 1j.": lambda: inv.ConstantAffine(1j),
+            "ConstantAffine: scale must be a number, got {1.0: 2}.": lambda: inv.ConstantAffine({1.0: 2}),
+            "ConstantAffine: shift must be a number, got '2'.": lambda: inv.ConstantAffine(1, [1, "2"]),
+            "ConstantAffine: shift must be a number, got 1j.": lambda: inv.ConstantAffine(1, torch.tensor([1j])),
+            "ConstantAffine: scale must be a number or a sequence of them, one per channel, got one of shape "
+            "(1, 3, 1, 1).": lambda: inv.ConstantAffine(torch.ones(1, 3, 1, 1)),
+            "scale must not be zero, got [9.999999": lambda: inv.ConstantAffine([1e-8, 1]).half(),
+            "shift must be finite, one or one per channel, got [100000.0].": lambda: inv.ConstantAffine(1, 1e5).half(),
+            "scale must not be zero, got [0.0].": lambda: inv.ConstantAffine().load_state_dict(
+                {"scale": torch.zeros(1), "shift": torch.zeros(1)}
             ),
             "ConstantAffine(channels=2): expected 2 channels": lambda: inv.ConstantAffine([1, 2])(x2d),
             "expected a floating-point tensor, got dtype torch.int64.": lambda: inv.ConstantAffine()(x2d.long()),

@@ -172,6 +172,7 @@ ROWS: dict[str, Row] = {
                 inv.Haar([])
             ),
             "Haar: downscale_factor must be an integer, got 2.0.": lambda: inv.Haar(2.0),
+            "Haar: lifting must be True or False, got 'no'.": lambda: inv.Haar(lifting="no"),
             "Haar(): height and width must be divisible by 2, got a tensor of shape (1, 1, 4, 3).": lambda: inv.Haar()(
                 torch.zeros(1, 1, 4, 3)
             ),
@@ -266,6 +267,9 @@ ROWS: dict[str, Row] = {
             "Augment: channels must be an integer, got 1.5.": lambda: inv.Augment(1.5),
             "Augment: distribution must have methods sample and log_prob, got 'normal'.": lambda: inv.Augment(
                 1, distribution="normal"
+            ),
+            "Normal'>. Make one: distribution=Normal(0.0, 1.0).": lambda: inv.Augment(
+                2, distribution=torch.distributions.Normal
             ),
             "Augment(1): expected a floating-point tensor, got dtype torch.int64.": lambda: inv.Augment(1)(x2d.long()),
             "Augment(3): expected more than 3 channels, got a tensor of shape (2, 3, 4, 4).": lambda: inv.Augment(

@@ -128,6 +128,7 @@ affine_build, affine_input = couplings(affine)
 volume_build, volume_input = couplings(volume_preserving, multiple_of=2)
 spline_build, spline_input = couplings(spline)
 vectors = inv.Conditional(nn.Linear(5, 3))
+labelled = inv.Conditional(nn.Linear(5, 3), encoder=nn.Embedding(4, 2))
 
 
 def condition_of(module_input, condition, function=vectors):
@@ -160,7 +161,15 @@ ROWS = {
         volume_build,
         volume_input,
         rejects={
-            "VolumePreserving: max_scale must be finite and above 1, got 1.": lambda: inv.VolumePreserving(max_scale=1),
+            "VolumePreserving: max_scale must be above 1 and at most 1e+06, got 1.": lambda: inv.VolumePreserving(
+                max_scale=1
+            ),
+            "max_scale must be above 1 and at most 1e+06, got 100000000.0.": lambda: inv.VolumePreserving(
+                max_scale=1e8
+            ),
+            "max_scale must be above 1 and at most 1e+06, got nan.": lambda: inv.VolumePreserving(
+                max_scale=float("nan")
+            ),
             "VolumePreserving: max_scale must be a number, got None.": lambda: inv.VolumePreserving(max_scale=None),
             "VolumePreserving(): the number of channels must be even, got a tensor of shape (2, 3, 3).": lambda: (
                 inv.Coupling(nn.Tanh(), inv.VolumePreserving())((x1d[:, :3], x1d))
@@ -177,9 +186,11 @@ ROWS = {
         rejects={
             "RationalQuadraticSpline: bins must be at least 1, got 0.": lambda: inv.RationalQuadraticSpline(bins=0),
             "RationalQuadraticSpline: bins must be an integer, got 2.5.": lambda: inv.RationalQuadraticSpline(bins=2.5),
-            "RationalQuadraticSpline: bound must be positive and finite, got -1.": lambda: inv.RationalQuadraticSpline(
+            "RationalQuadraticSpline: bound must be from 1e-30 to 1e+30, got -1.": lambda: inv.RationalQuadraticSpline(
                 bound=-1
             ),
+            "bound must be from 1e-30 to 1e+30, got 3e+38.": lambda: inv.RationalQuadraticSpline(bound=3e38),
+            "bound must be from 1e-30 to 1e+30, got 1e-40.": lambda: inv.RationalQuadraticSpline(bound=1e-40),
             "min_width must be from 1e-05 to below 0.125, got 0.2.": lambda: inv.RationalQuadraticSpline(min_width=0.2),
             "min_height must be from 1e-05 to below 0.5, got 0.": lambda: inv.RationalQuadraticSpline(
                 bins=2, min_height=0
@@ -245,6 +256,25 @@ ROWS = {
             "shape (4, 1).": lambda: condition_of(
                 pair1d, torch.zeros(4, 2), inv.Conditional(nn.Linear(4, 3), encoder=nn.Linear(2, 1))
             ),
+            "Conditional(): the condition must be on the device of the stream, cpu, got meta.": lambda: condition_of(
+                pair1d, torch.zeros(2, 2, device="meta")
+            ),
+            "Conditional(): the condition must not be complex, got dtype torch.complex64.": lambda: condition_of(
+                pair1d, torch.zeros(2, 2) + 1j
+            ),
+            "Conditional(): the condition must be a tensor, or a tuple of tensors, got an object of type list.": (
+                lambda: condition_of(pair1d, [1, 2], labelled)
+            ),
+            "the condition must be a tensor, or a tuple of tensors, got an object of type dict.": lambda: condition_of(
+                pair1d, {"a": torch.zeros(2)}, labelled
+            ),
+            "the condition must be a tensor, or a tuple of tensors, got an object of type int.": lambda: condition_of(
+                pair1d, (torch.zeros(2), 3), labelled
+            ),
+            "Conditional(): the condition must be a tensor, got an object of type list.": lambda: condition_of(
+                pair1d, [1, 2]
+            ),
+            "An encoder may take several: Conditional(function, encoder=...).": lambda: condition_of(pair1d, (x1d,)),
             "the condition must be a tensor, got a tuple of a tensor of shape (2, 4, 3).": lambda: condition_of(
                 pair1d, (x1d,)
             ),

@@ -48,6 +48,8 @@ def test_constants_of_many_kinds():
     x = torch.ones(1, 2)
     for scale in (2, [2.0, 2.0], (2, 2), torch.tensor(2.0), torch.tensor([2.0, 2.0]), np.float32(2), np.full(2, 2.0)):
         assert inv.ConstantAffine(scale, -1)(x).tolist() == [[1.0, 1.0]]
+    moved = inv.ConstantAffine(1e-8)
+    assert moved.to_empty(device="meta").to(torch.float16).scale.is_meta
     with pytest.raises(ValueError, match=r"scale must not be zero, got \[1e-60\]"):
         inv.ConstantAffine(1e-60)  # as float32 holds it
 

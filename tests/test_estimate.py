@@ -136,3 +136,24 @@ def test_random_networks_are_refused():
     with pytest.raises(ValueError, match="draws random numbers has no one inverse"):
         net.inverse(torch.randn(2, 4), estimate=True)
     assert net.eval().inverse(torch.randn(2, 4), estimate=True)[1].relative < 1e-5
+    net = Sequential(inv.Augment(2), inv.Split(), Coupling(nn.Tanh()), inv.Merge()).eval()
+    with pytest.raises(
+        ValueError, match=r"the error of\. Augment\(2\) draws in eval, too: leave it out, and hand what"
+    ):
+        net.inverse(torch.randn(2, 4), estimate=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("layer", "x"), [(inv.Sigmoid(), 1.0), (inv.Tanh(), -0.5), (inv.Softplus(), 0.0)])
+def test_at_the_edge_of_a_range_where_noise_leads_outside(layer, x, dtype):
+    """Where the last bit is worth a lot, the figure says so."""
+    net, info = Sequential(layer, inv.ConstantAffine(1.0)), torch.finfo(dtype)
+    y = {1.0: 1 - info.eps / 2, -0.5: -1 + info.eps / 2, 0.0: info.tiny * info.eps}[x]
+    y = torch.full((2, 64), y, dtype=dtype)
+    found, estimate = net.inverse(y, estimate=True)
+    assert torch.equal(found, net.inverse(y))
+    assert math.isfinite(estimate.relative)
+    if x:
+        assert 1e-3 < estimate.relative < 0.3
+    with pytest.raises(ValueError, match="inverse takes values in the open interval"):
+        net.inverse(3 * net(found.abs()) * (-1 if x == 0 else 1), estimate=True)

@@ -57,6 +57,14 @@ def test_matches_its_definition(kind, size):
 
 
 @each
+def test_the_matrix_is_computed_in_float32_under_autocast(kind):
+    mix = made(kind).float()
+    expected = mix.dense()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mix.dense(), expected)
+
+
+@each
 def test_starts_as_a_rotation_that_a_seed_repeats(kind):
     torch.manual_seed(3)
     mix = inv.InvertibleLinear(8, parametrization=kind)

@@ -202,6 +202,12 @@ def test_networks_without_a_way_back_are_refused():
     with pytest.raises(ValueError, match="draws no random numbers"):
         dropout.encode(torch.randn(2, 4))
     assert isinstance(dropout.eval().encode(torch.randn(2, 4)), Latent)
+    for drawing in (Sequential(inv.Augment(2), inv.Split(), Coupling(nn.Dropout()), grid="exact"), dropout.train()):
+        advice = (
+            r"anew\. Call eval\(\)\.$" if drawing is dropout else r"anew\. Augment\(2\) draws in eval, too: leave it"
+        )
+        with pytest.raises(ValueError, match=advice):
+            drawing.encode(torch.randn(2, 4))
 
 
 def test_streams_and_inner_networks():

@@ -433,6 +433,17 @@ def test_log_determinants_add_up_after_noise_but_not_after_zeros():
         Sequential(padded, inv.Split(), inv.Coupling(nn.Tanh())).forward_and_log_det(x)
 
 
+def test_plans_ask_for_no_values_of_the_density():
+    base = torch.distributions.Laplace(0.0, 1.0, validate_args=True)
+    shifted = torch.distributions.TransformedDistribution(base, torch.distributions.AffineTransform(1.0, 2.0))
+    for distribution in (base, shifted):
+        layers = [Augment(2, distribution=distribution), inv.Split(), inv.Coupling(nn.Linear(2, 2))]
+        y, log_det = Sequential(*layers, backprop=inv.Budget(10**6)).forward_and_log_det(torch.zeros(2, 2))
+        (y[0].sum() + y[1].sum() + log_det.sum()).backward()
+    with pytest.raises(ValueError, match="Expected value argument"):  # elsewhere it is asked
+        layers[0].inverse_and_log_det(torch.full((2, 4), float("nan")))
+
+
 def test_plans_and_grids_know_what_draws():
     net = Sequential(Dequantize(16), Augment(2), inv.Split(), inv.Coupling(nn.Tanh()), backprop=inv.Budget(2**30))
     x = levels(3, 2, 4)
