@@ -354,7 +354,7 @@ def test_file_systems_without_hard_links(folder, monkeypatch):
     torch.save(oracle().state_dict(), folder / "in" / "net")
     convert.convert_released(folder / "in" / "net", folder / "out" / "net")
     same(to_released(load_converted(folder / "out" / "net").state_dict()), oracle().state_dict())
-    with pytest.raises(InputError, match="cannot write .*: File exists"):
+    with pytest.raises(InputError, match=r"cannot write .*: File exists"):
         convert.convert_released(folder / "in" / "net", folder / "out" / "taken")
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["net", "taken"]
 

@@ -279,7 +279,8 @@ def test_a_budget_is_divided_for_each_kind_of_input(monkeypatch):
         net(larger)
     again = pickle.loads(pickle.dumps(copy.deepcopy(net)))  # noqa: S301
     assert again.backprop == Budget(least)
-    net(x), again(x)
+    net(x)
+    again(x)
     assert [chain.backprop for chain in net.chains] == [chain.backprop for chain in again.chains] == shares
     assert len(made) == 2
     net.stages[0].eval().requires_grad_(False)
