@@ -6,13 +6,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from zoo.analysis import spectrum
+from zoo.analysis import interpolation, roundoff, spectrum
 from zoo.analysis.subject import positive
 from zoo.configuring import default_device
 from zoo.errors import InputError
 
 ANALYSES = {
     "spectrum": (spectrum, "singular values of the features' differential at an image (Figure 4)"),
+    "interpolation": (interpolation, "images on the line between the features of two (Figure 5)"),
+    "roundoff": (roundoff, "how far off the inverse is, by image and by block (section 4.2)"),
 }
 
 
