@@ -3,16 +3,16 @@
 from zoo.analysis.interpolation import Interpolation, draw_interpolations, equal_steps, interpolate, write_animation
 from zoo.analysis.jacobian import Jacobian, LargestValues, basis_size, largest_singular_values
 from zoo.analysis.roundoff import RoundOff, draw_roundoff, noises, relative_inversion_errors
-from zoo.analysis.spectrum import Cost, Spectrum, draw_spectra, singular_values, spectrum_cost
+from zoo.analysis.spectrum import Spectrum, SpectrumCost, draw_spectra, singular_values, spectrum_cost
 from zoo.analysis.subject import Subject, open_subject, reversible
 
 __all__ = [
-    "Cost",
     "Interpolation",
     "Jacobian",
     "LargestValues",
     "RoundOff",
     "Spectrum",
+    "SpectrumCost",
     "Subject",
     "basis_size",
     "draw_interpolations",

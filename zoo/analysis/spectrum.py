@@ -20,7 +20,7 @@ from zoo.errors import InputError
 from zoo.plots import new_figure
 from zoo.progress import say
 
-__all__ = ["DENSE", "Cost", "Spectrum", "draw_spectra", "singular_values", "spectrum_cost"]
+__all__ = ["DENSE", "Spectrum", "SpectrumCost", "draw_spectra", "singular_values", "spectrum_cost"]
 
 DENSE = 4096
 """Up to this dimension all values are computed, from the whole matrix, unless a number of them is asked for."""
@@ -93,9 +93,9 @@ def singular_values(
 ) -> Spectrum:
     r"""The singular values of :math:`\partial\Phi` at an image, for :math:`\Phi` = ``net.features`` in ``eval``.
 
-    The network is copied and computes without a grid. In a dimension up to :data:`DENSE`, or with k the dimension, all
+    The network is copied and computes without a grid. In a dimension up to 4,096, or with k the dimension, all
     values come from the whole matrix; else the k largest by
-    :func:`~zoo.analysis.jacobian.largest_singular_values`, and the smallest as inverses of the largest of
+    :func:`largest_singular_values`, and the smallest as inverses of the largest of
     :math:`\partial(\Phi^{-1})`, if the network is bijective.
 
     Source: i-RevNet, section 4.1 and Figure 4, https://arxiv.org/abs/1802.07088
@@ -103,7 +103,7 @@ def singular_values(
     Args:
         net: whose features.
         image: ``(1, channels, height, width)``.
-        k: how many of the largest; ``None``: all, up to :data:`DENSE`, or 1000.
+        k: how many of the largest; ``None``: all up to 4,096, and 1000 beyond.
         smallest: how many of the smallest where not all are computed; ``None``: 50, or k if that is less.
         double: compute in float64.
         block: vectors that are multiplied with the Jacobian at once.
@@ -160,7 +160,7 @@ def is_dense(k: int | None, dimension: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Cost:
+class SpectrumCost:
     """What a spectrum takes, estimated."""
 
     memory: int
@@ -170,7 +170,9 @@ class Cost:
 
 
 @torch.no_grad()
-def spectrum_cost(net: Reversible, image: Tensor, *, k: int | None, double: bool = False, block: int = 32) -> Cost:
+def spectrum_cost(
+    net: Reversible, image: Tensor, *, k: int | None, double: bool = False, block: int = 32
+) -> SpectrumCost:
     """Estimates memory and time of :func:`singular_values`: from its sizes, and from products that are timed.
 
     Memory is that of the two bases, or of the whole matrix and what its decomposition works on, and of 16 values of
@@ -194,7 +196,7 @@ def spectrum_cost(net: Reversible, image: Tensor, *, k: int | None, double: bool
         values = size * (dimension + jacobian.rows) + 3 * size**2
         products = (ahead + back) * size / block
         seconds = products + (10 * size**2 * (dimension + jacobian.rows) + 20 * size**3) * per_operation
-    return Cost((values + work) * x.element_size(), seconds)
+    return SpectrumCost((values + work) * x.element_size(), seconds)
 
 
 def largest_fitting(net: Reversible, image: Tensor, k: int, free: int, *, double: bool, block: int = 32) -> int:
