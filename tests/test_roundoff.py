@@ -1,6 +1,10 @@
 """Section 4.2: how far off the inverse is."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,8 @@ from zoo.analysis.__main__ import main
 from zoo.errors import InputError
 from zoo.inversion import relative_errors
 from zoo.pretrained import save_pretrained
+
+ROOT = Path(__file__).parents[1]
 
 
 def network():
@@ -64,6 +70,8 @@ def test_wrong_settings_are_refused():
         relative_inversion_errors(network(), [])
     with pytest.raises(InputError, match=r"the activations reach .* in the inversion, and the grid ends at 256"):
         relative_inversion_errors(network(), [1e3 * torch.rand(2, 3, 8, 8)], grid="exact32")
+    with pytest.raises(InputError, match="in training mode a batch of a single image this small has no statistics"):
+        relative_inversion_errors(network(), [torch.rand(1, 3, 8, 8)], mode="train")
     with pytest.raises(InputError, match="in training mode this network has dropout, and no inverse"):
         relative_inversion_errors(zoo.create("irevnet_cifar"), [torch.rand(2, 3, 8, 8)], mode="train")
 
@@ -83,6 +91,24 @@ def test_the_command_compares_noise_and_digits(tmp_path, capsys, monkeypatch):
     ]
     assert sets[1]["summary"] == {"mean": 0, "median": 0, "maximum": 0}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"roundoff.{e}" for e in ("json", "png", "svg")}
+
+
+@pytest.mark.slow
+def test_the_checkpoint_of_a_training_run_is_analysed_by_every_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, str(ROOT / "examples" / "imagenet_irevnet.py"), "--epochs", "1", "--workers", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--output", "run"], env=environment, check=True, capture_output=True, timeout=300)
+    for name, options in (
+        ("roundoff", ["--noises", "8", "--images", "8"]),
+        ("interpolation", ["--pairs", "1"]),
+        ("spectrum", ["--images", "1", "--k", "8"]),
+    ):
+        assert main([name, "--checkpoint", "run", "--output", "out", *options]) == 0, capsys.readouterr().err
+        found = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        assert (found["analysis"], found["model"], found["image_size"]) == (name, "irevnet_small", 32)
+    assert main(["roundoff", "--checkpoint", "run", "--size", "30"]) == 2
+    assert "error: irevnet_small needs a size that 16 divides, got 30" in capsys.readouterr().err
 
 
 def test_a_picture_of_no_error_says_so():

@@ -110,6 +110,8 @@ def relative_inversion_errors(
     blocks: list[Tensor] = []
     exact = 0
     for x in batches:
+        if mode == "train" and len(x) == 1 and max(x.shape[2:]) <= plain.total_stride:
+            raise InputError("in training mode a batch of a single image this small has no statistics; change its size")
         recovered, inner = _there_and_back(plain.body, x)
         errors.append(relative_errors(recovered, x).cpu())
         blocks.append(inner.cpu())
