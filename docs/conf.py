@@ -80,6 +80,7 @@ INVENTORIES = {
     "torch": "https://docs.pytorch.org/docs/stable/",
     "torchvision": "https://docs.pytorch.org/vision/stable/",
     "hypothesis": "https://hypothesis.readthedocs.io/en/latest/",
+    "matplotlib": "https://matplotlib.org/stable/",
     "numpy": "https://numpy.org/doc/stable/",
     "pillow": "https://pillow.readthedocs.io/en/stable/",
     "rich": "https://rich.readthedocs.io/en/stable/",

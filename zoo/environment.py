@@ -10,7 +10,7 @@ import torch
 
 from zoo.data.images import DECODER
 
-__all__ = ["changes", "environment"]
+__all__ = ["changes", "environment", "free_memory"]
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -32,3 +32,12 @@ def changes(config: Path, now: dict[str, Any]) -> list[str]:
         return []
     before = json.loads(config.read_text(encoding="utf-8")).get("environment", {})
     return [f"{key}: {before[key]}, now {now[key]}" for key in now if key in before and before[key] != now[key]]
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free there; ``None`` if that can't be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    table = Path("/proc/meminfo")
+    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-__all__ = ["curves", "moving_average", "reconstructions"]
+__all__ = ["curves", "moving_average", "new_figure", "reconstructions"]
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
@@ -22,7 +22,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
         runs: for each name the rows of its ``metrics.jsonl``, see :func:`zoo.journal.rows_of`.
         path: of the PNG file.
     """
-    figure = _figure(9, 3.6)
+    figure = new_figure(9, 3.6)
     loss, accuracy = figure.subplots(1, 2)
     for number, (name, rows) in enumerate(runs.items()):
         colour, prefix = f"C{number}", f"{name}: " if len(runs) > 1 else ""
@@ -82,7 +82,7 @@ def reconstructions(images: Tensor, recovered: Tensor, path: Path) -> None:
         f"difference × {factor:.0e}" if largest else "difference: none": difference * factor,
     }
     columns = len(images)
-    figure = _figure(max(1.1 * columns, 3) + 0.4, 3 * 1.1 + 0.9)
+    figure = new_figure(max(1.1 * columns, 3) + 0.4, 3 * 1.1 + 0.9)
     grid = figure.subplots(3, columns, squeeze=False)
     for axes_row, (name, pictures) in zip(grid, rows.items(), strict=True):
         for axes, picture in zip(axes_row, pictures, strict=True):
@@ -93,7 +93,8 @@ def reconstructions(images: Tensor, recovered: Tensor, path: Path) -> None:
     _save(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches, on white, so that it is readable on a dark page, too."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)  # no pyplot: it keeps figures, and wants a display
     return figure

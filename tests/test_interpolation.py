@@ -1,0 +1,101 @@
+"""Figure 5: images between two images, whose ends are these two."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import zoo
+from tests.zoo_networks import randomize
+from zoo.analysis import draw_interpolations, equal_steps, interpolate, write_animation
+from zoo.analysis.__main__ import main
+from zoo.errors import InputError
+from zoo.pretrained import save_pretrained
+
+
+def network(grid="exact"):
+    """In train, with statistics and weights that are not those of initialisation."""
+    net = randomize(zoo.create("irevnet_small", num_classes=2, blocks=(2, 2)), 0.3)
+    net.features(torch.rand(16, 3, 8, 8))
+    net.grid = grid
+    return net.requires_grad_(False)
+
+
+def pair():
+    return (torch.randint(0, 256, (2, 3, 8, 8)) / 255).unbind()
+
+
+@pytest.mark.parametrize("steps", [[0, 1], [1, 0.5, 0, -0.5], [0.25, 1.0], [0, *torch.rand(14).tolist(), 1]])
+def test_the_ends_are_the_images_bit_for_bit_on_the_exact_grid(steps):
+    net, (x0, x1) = network(), pair()
+    found = interpolate(net, x0, x1, steps)
+    for t, image, mixed in zip(steps, found.images, found.pixels, strict=True):
+        if t in {0, 1}:
+            assert torch.equal(image, (x1, x0)[int(t)].double())
+            assert torch.equal(mixed, (x1, x0)[int(t)])
+    assert net.training
+    loose = interpolate(network(None), x0, x1, [0, 1])
+    assert torch.allclose(loose.images, torch.stack([x1, x0]), atol=1e-4)
+
+
+def test_the_images_have_the_mixed_features():
+    net, (x0, x1) = network(None).double().eval(), [x.double() for x in pair()]
+    found = interpolate(net, x0, x1, [0.3])
+    features = net.features(torch.stack([x0, x1]))
+    assert torch.allclose(net.features(found.images)[0], 0.3 * features[0] + 0.7 * features[1], atol=1e-10)
+    assert torch.allclose(found.pixels[0], 0.3 * x0 + 0.7 * x1)
+    assert not torch.allclose(found.images, found.pixels, atol=1e-3)
+
+
+def test_equal_steps_are_equally_far_apart():
+    net, (x0, x1) = network(), pair()
+    even = interpolate(net, x0, x1, torch.linspace(0, 1, 6).tolist()).distances
+    steps = equal_steps(net, x0, x1, 6)
+    found = interpolate(net, x0, x1, steps).distances
+    assert (steps[0], steps[-1], len(steps)) == (1, 0, 6)
+    assert steps == sorted(steps, reverse=True)
+    assert max(found) / min(found) < min(max(even) / min(even), 1.1)
+    assert equal_steps(net, x0, x0, 3) == [1, 0.5, 0]
+
+
+def test_wrong_pairs_are_refused():
+    net, (x0, x1) = network(), pair()
+    with pytest.raises(InputError, match=r"the images must have one shape, got \(3, 8, 8\) and \(3, 8, 4\)"):
+        interpolate(net, x0, x1[..., :4], [0])
+    with pytest.raises(InputError, match="an interpolation needs one step at least"):
+        interpolate(net, x0, x1, [])
+    with pytest.raises(InputError, match="from one image to another there are at least 2 steps, got 1"):
+        equal_steps(net, x0, x1, 1)
+    with pytest.raises(InputError, match=r"the activations reach .* in the interpolation, and the grid ends at 8192"):
+        interpolate(net, x0, x1, [1e9])
+
+
+def test_pictures_and_animations(tmp_path):
+    net, (x0, x1) = network(), pair()
+    found = interpolate(net, x0, x1, [0, 0.4, 1])
+    assert len(draw_interpolations([found, found]).axes) == 12
+    write_animation(found, tmp_path / "new" / "there.gif")
+    with Image.open(tmp_path / "new" / "there.gif") as animation:
+        assert (animation.n_frames, animation.size) == (4, (256, 128))
+    with pytest.raises(InputError, match=r"cannot write /proc/none/x\.gif"):
+        write_animation(found, Path("/proc/none/x.gif"))
+
+
+def test_the_command_draws_pairs_of_the_digits(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = save_pretrained(network(None), tmp_path / "net")
+    options = ["--checkpoint", str(checkpoint), "--output", "out", "--size", "8"]
+    assert main(["interpolation", *options, "--pairs", "1", "--pair", "0", "40", "--count", "3", "--gif"]) == 0
+    assert "between the features of two images" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "interpolation.json").read_text())
+    assert len(found["pairs"]) == 1
+    assert len(found["pairs"][0]["steps"]) == 3
+    assert found["pairs"][0]["end_error"] < 1e-4
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *(f"interpolation.{ending}" for ending in ("json", "png", "svg")),
+        "interpolation-1.gif",
+    }
+    assert main(["interpolation", *options, "--pair", "0", "355"]) == 2
+    assert capsys.readouterr().err == "error: the validation images have the numbers 0 ... 354, got 355\n"

@@ -1,0 +1,78 @@
+"""How every analysis keeps what it found: numbers, and a picture as pixels and as curves."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from zoo.analysis.subject import Subject
+from zoo.checkpoints import write
+from zoo.environment import environment
+from zoo.errors import InputError, reason
+
+__all__ = ["keep", "progress_bar", "show"]
+
+
+def keep(
+    folder: Path, name: str, figure: Figure, numbers: Mapping[str, Any], *, subject: Subject, data: str, seed: int
+) -> list[Path]:
+    """Writes ``NAME.json``, ``NAME.png`` and ``NAME.svg``, and returns their paths.
+
+    Beside the numbers stands what made them: model, checkpoint, data, seed, versions, device, date and command.
+
+    Raises:
+        InputError: if they can't be written.
+    """
+    about = {
+        "analysis": name,
+        "model": subject.model,
+        "checkpoint": str(subject.checkpoint),
+        "data": data,
+        "image_size": subject.recipe.evaluation_size,
+        "seed": seed,
+        **environment(subject.device),
+        "torch": str(torch.__version__),
+        "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join(sys.argv[1:]),
+    }
+    paths = [folder / f"{name}.{ending}" for ending in ("json", "png", "svg")]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(paths[0], (json.dumps({**about, **numbers}, indent=1) + "\n").encode())
+        figure.savefig(paths[1], dpi=110)
+        with mpl.rc_context({"svg.hashsalt": "zoo"}):  # the same bytes for the same numbers
+            figure.savefig(paths[2], metadata={"Date": None})
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {reason(error)}") from None
+    return paths
+
+
+def show(console: Console, title: str, header: list[str], rows: list[list[str]], paths: list[Path]) -> None:
+    """Prints a table, and where everything was written."""
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(" ".join(map(str, paths)), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(what: str) -> Generator[Callable[[int, int], None]]:
+    """A bar on the error stream, if that is a terminal; it yields what is told how much is done, and of how much."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TimeRemainingColumn(compact=True))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
