@@ -126,9 +126,10 @@ class Grid:
         # The function's layout must not become the stream's.
         if not _tracked(x, shift):
             steps = _like(x, steps)
-            return torch.add(x, steps, alpha=sign * self.step, out=steps)  # into the memory that is there
-        y = torch.add(x, _like(x, self._straight_through(shift, steps * self.step)), alpha=sign)
-        return _like(x, y)  # a part of a channels-last image need not be one, and then the sum is not laid out like it
+            if x.is_contiguous() or is_channels_last(x):
+                return torch.add(x, steps, alpha=sign * self.step, out=steps)  # into the memory that is there
+            return torch.add(x, steps, alpha=sign * self.step)  # a part of an image: as it is laid out with gradients
+        return torch.add(x, _like(x, self._straight_through(shift, steps * self.step)), alpha=sign)
 
     def _steps(self, x: Tensor) -> Tensor:
         """How many steps from zero, to the nearest integer, in new memory: without error before the rounding."""

@@ -27,6 +27,8 @@ class Row:
     condition: Callable[[inv.Value], inv.Value] | None = None
     """Makes a condition that fits an input."""
     exempt: Collection[Law] = ()
+    single: float = 1e-4
+    """How close values come in single precision: the absolute tolerance."""
     rejects: dict[str, Callable[[], object]] = field(default_factory=dict)
     """Words of the message -> a call that must raise it."""
 
