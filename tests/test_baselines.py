@@ -198,7 +198,7 @@ def digits(tmp_path_factory):
     return str(write_digits(tmp_path_factory.mktemp("digits")))
 
 
-@pytest.mark.parametrize("name", ["resnet_small", "revnet38"])
+@pytest.mark.parametrize("name", ["resnet_small", pytest.param("revnet38", marks=pytest.mark.slow)])
 def test_a_run_on_the_digits(digits, tmp_path, name):
     recipe = dataclasses.replace(DIGITS, model=name, epochs=1, batch_size=360, size=16, resize=16, log_every=1)
     found = []

@@ -377,6 +377,7 @@ def test_what_is_not_asked_for_again_stays_where_changes_are_allowed(tmp_path, m
     assert (other.recipe.name, other.seed) == ("modern", 0)
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path):
     out = run("--dry-run", "--batch-size", 128, "--recipe", "digits", "--budget", "100M", cwd=tmp_path).stdout
     lines = out.splitlines()

@@ -140,6 +140,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(digits, tmp_path, recipe, nu
     assert trainer.books.seconds > 0
 
 
+@pytest.mark.slow
 def test_a_signal_during_the_evaluation_stops_it_and_nothing_is_lost(digits, tmp_path, monkeypatch):
     fit(Trainer(Run(SHORT, digits), tmp_path / "whole"))
     trainer = Trainer(Run(SHORT, digits), tmp_path / "cut")
@@ -372,6 +373,7 @@ def test_a_failed_run_can_go_on(digits, tmp_path):
     assert fit(resumed(tmp_path / "cut", max_bad=1.0)).step == 10
 
 
+@pytest.mark.slow
 def test_few_bad_images_are_replaced_logged_and_the_same_each_time(digits, tmp_path):
     tree = tmp_path / "tree"
     shutil.copytree(digits, tree)

@@ -48,7 +48,7 @@ def go_on(rank, run, folder, stops):
 @pytest.mark.parametrize(
     ("recipe", "parallel", "accumulate"),
     [
-        (RICH, "ddp", 2),
+        pytest.param(RICH, "ddp", 2, marks=pytest.mark.slow),
         pytest.param(SHORT, "ddp", 1, marks=pytest.mark.slow),
         pytest.param(RICH, "fsdp", 2, marks=pytest.mark.slow),
     ],
