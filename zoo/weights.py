@@ -213,10 +213,23 @@ def _download(weights: Weights, partial: Path, *, progress: bool) -> str:
     return digest.hexdigest()
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """As urllib's, which leaves the connection open where it is sent to what is no address."""
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError:
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
 def _opened(url: str) -> Any:
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "invertible.zoo"})  # noqa: S310
-        return urllib.request.urlopen(request, timeout=_PATIENCE)  # noqa: S310
+        return urllib.request.build_opener(_Redirects).open(request, timeout=_PATIENCE)
     except urllib.error.HTTPError as error:
         error.close()
         raise _Failed(f"the server says {error.code} {error.reason}".splitlines()[0].rstrip(".")) from None
