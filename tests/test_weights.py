@@ -157,8 +157,15 @@ FAILURES = {
 }
 
 
+@pytest.fixture
+def collected():
+    """A connection that is still open warns when it is collected: in this test, not in another."""
+    yield
+    gc.collect()
+
+
 @pytest.mark.parametrize("behaviour", FAILURES)
-def test_what_goes_wrong_leaves_nothing(behaviour, entry, monkeypatch, tmp_path):
+def test_what_goes_wrong_leaves_nothing(behaviour, entry, monkeypatch, tmp_path, collected):
     monkeypatch.setattr(Server, "behaviour", behaviour)
     monkeypatch.setattr(module, "_PATIENCE", 0.3)
     with pytest.raises(WeightsError, match=FAILURES[behaviour]) as raised:
@@ -169,8 +176,6 @@ def test_what_goes_wrong_leaves_nothing(behaviour, entry, monkeypatch, tmp_path)
     by_hand = tmp_path / "hub" / "checkpoints" / entry.file_name
     assert message.endswith(f"Without a network, put that file at {by_hand}; its SHA-256 is {entry.sha256}.")
     assert "\n" not in message
-    del raised
-    gc.collect()  # a connection that is still open warns
 
 
 def test_addresses_that_are_none(entry, address):
