@@ -40,7 +40,6 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
     with their buffers. It is read, and waited for, in training mode until it was found true once; and again when it
     was written in place since, or when another tensor is in its place, as in ``torch.func.functional_call``. Once it
     was found true, and in ``eval``, the layer is compiled without a break in the graph, in which it is not read again.
-    Under torch 2.11, take the first step uncompiled: of two layers in one compiled network the second misses it.
     Uninitialised in training mode it breaks the graph under ``torch.compile`` (with ``fullgraph=True``, the compiler
     refuses), and under ``torch.export`` and ``torch.func`` it raises.
 
@@ -84,7 +83,8 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
         self.shift = nn.Parameter(torch.empty(channels))
         self.register_buffer("mean", torch.empty(channels))
         self.register_buffer("std", torch.empty(channels))
-        self.register_buffer("initialized", torch.tensor(0.0))
+        # One element, not none: torch 2.11 compiles a float64 scalar as a number, and loses what is written to it.
+        self.register_buffer("initialized", torch.zeros(1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

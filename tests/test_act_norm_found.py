@@ -85,13 +85,6 @@ def test_one_graph_serves_whatever_was_written():
     assert len(graphs) == 1
 
 
-def test_checkpoints_of_the_time_when_the_flag_was_a_boolean():
-    first, norm = ActNorm(2), ActNorm(2)
-    first(torch.randn(4, 2) + 5)
-    norm.load_state_dict({**first.state_dict(), "initialized": torch.tensor(True)})
-    assert torch.equal(norm(torch.ones(4, 2)), first(torch.ones(4, 2)))
-
-
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_checkpoint_with_impossible_deviations_is_refused(bad):
     norm = ActNorm(2)
