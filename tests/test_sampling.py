@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, features
+from PIL import Image
 from torch import nn
 
 import invertible as inv
@@ -154,7 +154,6 @@ def test_wavelets_of_whole_numbers_are_the_published_integer_transforms(size, fa
         assert torch.equal((net.inverse(y) / grid.step).long(), x)
 
 
-@pytest.mark.skipif(not features.check("jpg_2000"), reason="Pillow has no JPEG 2000")
 def test_low_frequencies_are_those_of_another_implementation():
     """OpenJPEG's, decoded at half the size: the order of the dimensions matters, too, as each one rounds."""
     image = nn.functional.avg_pool2d(
