@@ -9,11 +9,9 @@ of each, the digits 5 to 9; beside it, one that begins with random weights learn
 
 import argparse
 import dataclasses
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import zoo
+from zoo.arguments import count, positive, rate
 from zoo.augment import Preparation
 from zoo.building import configure, find_device, load_net, optimizer_of
 from zoo.configuring import default_device
@@ -155,38 +154,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--model", default="irevnet_small", metavar="NAME", help="i-RevNet with random weights, if none are given"
     )
-    p.add_argument("--epochs", type=_positive, default=30, metavar="N", help="of fine-tuning (default: 30)")
-    p.add_argument("--frozen-epochs", type=_count, default=10, metavar="N", help="of these, head alone (default: 10)")
-    p.add_argument("--pretrain-epochs", type=_positive, default=8, metavar="N", help="of digits 0 to 4 (default: 8)")
-    p.add_argument("--images", type=_positive, default=10, metavar="N", help="of each digit 5 to 9 (default: 10)")
-    p.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="at most all images (default: 64)")
-    p.add_argument("--lr", type=_rate, default=0.03, metavar="X", help="largest learning rate (default: 0.03)")
+    p.add_argument("--epochs", type=positive, default=30, metavar="N", help="of fine-tuning (default: 30)")
+    p.add_argument("--frozen-epochs", type=count, default=10, metavar="N", help="of these, head alone (default: 10)")
+    p.add_argument("--pretrain-epochs", type=positive, default=8, metavar="N", help="of digits 0 to 4 (default: 8)")
+    p.add_argument("--images", type=positive, default=10, metavar="N", help="of each digit 5 to 9 (default: 10)")
+    p.add_argument("--batch-size", type=positive, default=64, metavar="N", help="at most all images (default: 64)")
+    p.add_argument("--lr", type=rate, default=0.03, metavar="X", help="largest learning rate (default: 0.03)")
     p.add_argument("--device", default=default_device(), metavar="NAME", help="cpu, cuda, ... (default: cuda if there)")
-    p.add_argument("--seed", type=_count, default=0, metavar="N", help="of weights, order and crops (default: 0)")
+    p.add_argument("--seed", type=count, default=0, metavar="N", help="of weights, order and crops (default: 0)")
     p.add_argument("--output", type=Path, default=Path("runs/fine_tune"), metavar="DIR", help="what is written, where")
     return p
-
-
-def _number(text: str, kind: type, low: float, high: float, rule: str) -> Any:
-    try:
-        number = kind(text)
-    except ValueError:
-        number = math.nan
-    if not low <= number <= high:
-        raise argparse.ArgumentTypeError(f"must be {rule}, got {text}")
-    return number
-
-
-def _positive(text: str) -> int:
-    return _number(text, int, 1, 2**63 - 1, "a whole number from 1 on")
-
-
-def _count(text: str) -> int:
-    return _number(text, int, 0, 2**63 - 1, "a whole number from 0 on")
-
-
-def _rate(text: str) -> float:
-    return _number(text, float, 1e-38, 1e38, "a positive number")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,6 @@ processes that it starts. The same command goes on with a run that was cut off.
 import argparse
 import dataclasses
 import json
-import math
 import os
 import shlex
 import sys
@@ -24,6 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 import zoo
 from zoo import plots
+from zoo.arguments import byte_count, count, positive, rate, share, workers
 from zoo.augment import Preparation
 from zoo.building import build, find_device, load_net
 from zoo.configuring import default_device, fresh, prepared, recipe_of
@@ -58,13 +58,13 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--data", metavar="DIR", help="folder of the images (default: the embedded digits)")
     what.add_argument("--recipe", metavar="NAME", help=f"{', '.join(RECIPES)} (default: the paper's (b), or digits)")
     what.add_argument("--model", metavar="NAME", help=f"{', '.join(zoo.names())} (default: the recipe's)")
-    what.add_argument("--epochs", type=_positive, metavar="N", help="passes over the training images")
+    what.add_argument("--epochs", type=positive, metavar="N", help="passes over the training images")
     what.add_argument(
-        "--batch-size", type=_positive, metavar="N", help="images per step, over all processes; the rate follows"
+        "--batch-size", type=positive, metavar="N", help="images per step, over all processes; the rate follows"
     )
-    what.add_argument("--lr", type=_rate, metavar="X", help="largest learning rate, instead of the linear rule's")
-    what.add_argument("--size", type=_positive, metavar="PIXELS", help="height and width that the network sees")
-    what.add_argument("--seed", type=_count, metavar="N", help="of weights, order and augmentation (default: 0)")
+    what.add_argument("--lr", type=rate, metavar="X", help="largest learning rate, instead of the linear rule's")
+    what.add_argument("--size", type=positive, metavar="PIXELS", help="height and width that the network sees")
+    what.add_argument("--seed", type=count, metavar="N", help="of weights, order and augmentation (default: 0)")
     how = p.add_argument_group("how to compute")
     how.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     how.add_argument(
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         choices=list(BACKPROP),
         help="what is kept for the gradients: everything, inputs or outputs of blocks (default: reconstruct)",
     )
-    how.add_argument("--budget", type=_bytes, metavar="BYTES", help="of activations, such as 20G, instead of that")
+    how.add_argument("--budget", type=byte_count, metavar="BYTES", help="of activations, such as 20G, instead of that")
     how.add_argument(
         "--grid",
         choices=list(GRIDS),
@@ -85,27 +85,27 @@ def parser() -> argparse.ArgumentParser:
         help="how images and weights lie in a GPU's memory (default: the recipe's)",
     )
     how.add_argument("--parallel", choices=PARALLEL, help="how processes share the network (default: ddp)")
-    how.add_argument("--accumulate", type=_positive, metavar="N", help="parts that each process takes its batch in")
+    how.add_argument("--accumulate", type=positive, metavar="N", help="parts that each process takes its batch in")
     how.add_argument("--compile", action="store_true", default=None, help="compile the functions of the blocks")
     how.add_argument("--deterministic", action="store_true", default=None, help="the same bits each time, on a GPU too")
     how.add_argument(
-        "--workers", type=_workers, metavar="N", help="processes that read images (default: one per core but one, to 8)"
+        "--workers", type=workers, metavar="N", help="processes that read images (default: one per core but one, to 8)"
     )
-    how.add_argument("--max-bad", type=_share, metavar="X", help="share of unreadable images that ends (default 0.001)")
+    how.add_argument("--max-bad", type=share, metavar="X", help="share of unreadable images that ends (default 0.001)")
     how.add_argument(
         "--skip-bad", action="store_true", default=None, help="leave out unreadable validation images, and count them"
     )
-    how.add_argument("--max-skipped", type=_positive, metavar="N", help="steps in a row without a finite loss (10)")
+    how.add_argument("--max-skipped", type=positive, metavar="N", help="steps in a row without a finite loss (10)")
     keep = p.add_argument_group("what to keep")
     keep.add_argument("--output", type=Path, metavar="DIR", help="folder of the run (default: one in runs/)")
     keep.add_argument(
         "--resume", metavar="auto|never|DIR", help="go on with what is in the folder (auto, the default), or with DIR"
     )
     keep.add_argument("--allow-change", action="store_true", default=None, help="go on with another configuration")
-    keep.add_argument("--save-every", type=_positive, metavar="STEPS", help="checkpoints besides those of each epoch")
-    keep.add_argument("--keep", type=_positive, metavar="N", help="newest checkpoints that stay (default: 3)")
-    keep.add_argument("--keep-every", type=_positive, metavar="STEPS", help="those that stay, too")
-    keep.add_argument("--log-every", type=_positive, metavar="STEPS", help="from one row of the log to the next")
+    keep.add_argument("--save-every", type=positive, metavar="STEPS", help="checkpoints besides those of each epoch")
+    keep.add_argument("--keep", type=positive, metavar="N", help="newest checkpoints that stay (default: 3)")
+    keep.add_argument("--keep-every", type=positive, metavar="STEPS", help="those that stay, too")
+    keep.add_argument("--log-every", type=positive, metavar="STEPS", help="from one row of the log to the next")
     keep.add_argument("--tensorboard", action="store_true", default=None, help="write the log for TensorBoard, too")
     instead = p.add_argument_group("instead of training").add_mutually_exclusive_group()
     instead.add_argument(
@@ -355,46 +355,6 @@ def stopped(trainer: Trainer, stop: BaseException) -> str:
         launcher = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "N")]
     command = shlex.join([*launcher, sys.argv[0], "--resume", str(trainer.folder)])
     return f"stopped {kept}. Go on with:\n  {command}"
-
-
-def _number(text: str, kind: type, low: float, high: float, rule: str) -> Any:
-    try:
-        number = kind(text)
-    except ValueError:
-        number = math.nan
-    if not low <= number <= high:
-        raise argparse.ArgumentTypeError(f"must be {rule}, got {text}")
-    return number
-
-
-def _positive(text: str) -> int:
-    return _number(text, int, 1, 2**63 - 1, "a whole number from 1 on")
-
-
-def _count(text: str) -> int:
-    return _number(text, int, 0, 2**63 - 1, "a whole number from 0 on, below 2**63")
-
-
-def _workers(text: str) -> int:
-    return _number(text, int, 0, 1024, "a whole number from 0 to 1024")
-
-
-def _rate(text: str) -> float:
-    return _number(text, float, 1e-38, 1e38, "a positive number")
-
-
-def _share(text: str) -> float:
-    return _number(text, float, 0, 1, "a number between 0 and 1")
-
-
-def _bytes(text: str) -> int:
-    """A number of bytes, or with K, M, G or T behind it: of kibibytes, and so on."""
-    unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(text[-1:].upper(), 1)
-    rule = "a number of bytes such as 20G"
-    try:
-        return round(_number(text if unit == 1 else text[:-1], float, 1 / unit, 2**62 / unit, rule) * unit)
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"must be {rule}, got {text}") from None
 
 
 if __name__ == "__main__":

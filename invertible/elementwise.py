@@ -48,9 +48,9 @@ class Elementwise(InvertibleModule[Tensor, Tensor]):
 
     Raises:
         TypeError: if an option is of a wrong type, the input is not a floating-point tensor, or the function's output
-            is not one whose dtype the input's can hold.
+            is not one whose dtype the input's can hold, or there is no condition for the function.
         ValueError: if not exactly one of ``channels`` and ``function`` is given, the input has another number of
-            channels, there is no condition for the function, or its output has a wrong shape.
+            channels, or the function's output has a wrong shape.
 
     Example:
         >>> scaled = Elementwise(Affine(), function=nn.Embedding(10, 2 * 3))
@@ -113,7 +113,7 @@ class Elementwise(InvertibleModule[Tensor, Tensor]):
 
     def _of_condition(self, function: nn.Module, x: Tensor, condition: Value | None, moving: bool) -> Tensor:
         if condition is None:
-            raise ValueError(
+            raise TypeError(
                 f"{_check.name(self)}: the function needs a condition, got None. "
                 "Pass it to the network: net(x, condition=...)."
             )

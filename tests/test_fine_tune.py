@@ -86,7 +86,7 @@ def test_arguments_that_make_no_sense(example, folder, capsys):
         (["--batch-size", "0"], "argument --batch-size: must be a whole number from 1 on, got 0"),
         (["--images", "0"], "argument --images: must be a whole number from 1 on, got 0"),
         (["--epochs", "-1"], "argument --epochs: must be a whole number from 1 on, got -1"),
-        (["--frozen-epochs", "x"], "argument --frozen-epochs: must be a whole number from 0 on, got x"),
+        (["--frozen-epochs", "x"], "argument --frozen-epochs: must be a whole number from 0 on, below 2**63, got x"),
         (["--lr", "nan"], "argument --lr: must be a positive number, got nan"),
     ):
         with pytest.raises(SystemExit, match="2"):
