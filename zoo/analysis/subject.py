@@ -25,6 +25,7 @@ from zoo.unet import IUNet
 __all__ = [
     "Reversible",
     "Subject",
+    "add_beside",
     "copy_without_grid",
     "images_of",
     "open_subject",
@@ -125,6 +126,13 @@ def spread(total: int, count: int) -> list[int]:
         [0, 2, 5, 7]
     """
     return [i * total // min(count, total) for i in range(min(count, total))]
+
+
+def add_beside(parser: argparse.ArgumentParser) -> None:
+    """The option for other networks that an analysis compares with."""
+    parser.add_argument(
+        "--beside", nargs="+", type=Path, metavar="RUN", default=[], help="other networks, on the same data"
+    )
 
 
 def positive(text: str) -> int:
