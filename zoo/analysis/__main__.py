@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from zoo.analysis import interpolation, roundoff, spectrum
-from zoo.analysis.subject import positive
+from zoo.arguments import positive
 from zoo.configuring import default_device
 from zoo.errors import InputError
 

@@ -15,7 +15,8 @@ from rich.console import Console
 from torch import Tensor
 
 from zoo.analysis.figures import keep, progress_bar, show
-from zoo.analysis.subject import Reversible, images_of, open_subject, positive, reversible
+from zoo.analysis.subject import Reversible, images_of, open_subject, reversible
+from zoo.arguments import positive
 from zoo.data import Source
 from zoo.errors import InputError, diverging, reason
 from zoo.evaluation import evaluating

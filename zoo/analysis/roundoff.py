@@ -14,7 +14,8 @@ from torch import Tensor
 
 from invertible import Coupling, Sequential
 from zoo.analysis.figures import keep, progress_bar, show
-from zoo.analysis.subject import Reversible, images_of, open_subject, positive, reversible, spread
+from zoo.analysis.subject import Reversible, images_of, open_subject, reversible, spread
+from zoo.arguments import positive
 from zoo.errors import InputError
 from zoo.inversion import InversionError, relative_errors
 from zoo.plots import new_figure

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from zoo.analysis.figures import keep, progress_bar, show
 from zoo.analysis.jacobian import Jacobian, basis_size, largest_singular_values
-from zoo.analysis.subject import Reversible, copy_without_grid, images_of, open_subject, positive, reversible, spread
+from zoo.analysis.subject import Reversible, copy_without_grid, images_of, open_subject, reversible, spread
+from zoo.arguments import positive
 from zoo.environment import free_memory
 from zoo.errors import InputError
 from zoo.plots import new_figure

@@ -29,7 +29,6 @@ __all__ = [
     "copy_without_grid",
     "images_of",
     "open_subject",
-    "positive",
     "reversible",
     "spread",
 ]
@@ -133,14 +132,6 @@ def add_beside(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beside", nargs="+", type=Path, metavar="RUN", default=[], help="other networks, on the same data"
     )
-
-
-def positive(text: str) -> int:
-    """A number of the command line that is at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return number
 
 
 def copy_without_grid(net: Reversible, dtype: torch.dtype) -> Reversible:
