@@ -27,13 +27,13 @@ from zoo.arguments import byte_count, count, positive, rate, share, workers
 from zoo.augment import Preparation
 from zoo.building import build, find_device, load_net
 from zoo.configuring import default_device, fresh, prepared, recipe_of
+from zoo.courses import courses_of
 from zoo.data import open_data
 from zoo.data.order import steps_in_epoch
 from zoo.distributed import PARALLEL, World, joined
 from zoo.dry_run import costs, size_of
 from zoo.errors import DivergedError, InputError
 from zoo.inversion import InversionError, file_batches, invert_batches, relative_errors
-from zoo.journal import rows_of
 from zoo.progress import Reporter, say
 from zoo.recipes import RECIPES
 from zoo.run import AUTOCAST, BACKPROP, GRIDS
@@ -329,10 +329,7 @@ def draw_curves(given: dict[str, Any], console: Console) -> int:
     if refused:
         raise InputError(f"--curves has no use for --{refused[0].replace('_', '-')}; drop it")
     path = given.get("output", Path("curves.png"))
-    folders = [folder.resolve() for folder in given["curves"]]
-    common = Path(os.path.commonpath(folders)) if len(set(folders)) > 1 else folders[0].parent
-    runs = {str(whole.relative_to(common)): rows_of(each) for whole, each in zip(folders, given["curves"], strict=True)}
-    plots.curves(runs, path)
+    plots.save(plots.draw_curves(courses_of(given["curves"])), path)
     say(console, str(path))
     return 0
 

@@ -21,6 +21,7 @@ import zoo
 from zoo import examining, plots, training
 from zoo.augment import Preparation
 from zoo.building import load_net
+from zoo.courses import course_of
 from zoo.data import Batch, StepSampler
 from zoo.digits import write_digits
 from zoo.errors import DivergedError, InputError
@@ -346,7 +347,8 @@ def test_curves_of_several_runs_share_a_picture(tmp_path):
         return [*train, {"kind": "validation", "step": 50, "loss": loss, "top1": 60.0}]
 
     for names in (["one"], ["one", "another"]):
-        plots.curves({name: course(1.0 + i) for i, name in enumerate(names)}, tmp_path / f"{len(names)}.png")
+        courses = {name: course_of(course(1.0 + i)) for i, name in enumerate(names)}
+        plots.save(plots.draw_curves(courses), tmp_path / f"{len(names)}.png")
     one, two = (np.asarray(Image.open(tmp_path / f"{n}.png").convert("RGB")).astype(int) for n in (1, 2))
     orange = [((p - (255, 127, 14)) ** 2).sum(-1).min() for p in (one, two)]  # the second run's colour
     assert orange[1] < 500 < orange[0]

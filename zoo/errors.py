@@ -6,11 +6,15 @@ from contextlib import contextmanager
 
 from invertible import DriftError, InexactInverseError, StreamRangeError
 
-__all__ = ["DivergedError", "InputError", "StateError", "WeightsError", "diverging", "reason"]
+__all__ = ["DivergedError", "InputError", "StateError", "UnsuitedError", "WeightsError", "diverging", "reason"]
 
 
 class InputError(ValueError):
     """Something that a user gave is wrong; the message is one line that says what. Commands exit with code 2."""
+
+
+class UnsuitedError(InputError):
+    """What is asked for can't be had of a network of this kind, whatever else is given."""
 
 
 class WeightsError(InputError):

@@ -1,7 +1,7 @@
 """The pictures of a training run."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,59 +10,41 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-__all__ = ["curves", "moving_average", "new_figure", "reconstructions"]
+from zoo.courses import Course
+
+__all__ = ["draw_curves", "new_figure", "reconstructions", "save"]
 
 
-def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+def draw_curves(courses: Mapping[str, Course]) -> Figure:
     """Draws loss and accuracy over the steps, of several runs in one picture, like Figure 3 of the i-RevNet paper.
 
-    The training loss is the mean over the last 100 steps, or over those of a row of the log where these are more.
-
     Args:
-        runs: for each name the rows of its ``metrics.jsonl``, see :func:`zoo.journal.rows_of`.
-        path: of the PNG file.
+        courses: by the names that the runs have in it; one alone needs none.
     """
     figure = new_figure(9, 3.6)
     loss, accuracy = figure.subplots(1, 2)
-    for number, (name, rows) in enumerate(runs.items()):
-        colour, prefix = f"C{number}", f"{name}: " if len(runs) > 1 else ""
-        training = [row for row in rows if row["kind"] == "train" and row["loss"] is not None]
-        validation = [row for row in rows if row["kind"] == "validation"]
-        steps = [row["step"] for row in training]
-        loss.plot(steps, moving_average(training, "loss"), color=colour, alpha=0.6, label=f"{prefix}training")
-        accuracy.plot(steps, moving_average(training, "top1"), color=colour, alpha=0.6, label=f"{prefix}training")
-        for axes, key in ((loss, "loss"), (accuracy, "top1")):
-            average = "ema_" if validation and f"ema_{key}" in validation[0] else ""
-            shown = [math.nan if row[average + key] is None else row[average + key] for row in validation]
-            what = "validation, averaged weights" if average else "validation"
-            at = [row["step"] for row in validation]
-            axes.plot(at, shown, "--", marker=".", color=colour, label=prefix + what)
+    for number, (name, course) in enumerate(courses.items()):
+        colour, marker = f"C{number % 10}", _MARKERS[number % len(_MARKERS)]
+        prefix = f"{name}: " if len(courses) > 1 else ""
+        validation = "validation, averaged weights" if course.averaged else "validation"
+        for axes, during, after in (
+            (loss, course.loss, [math.nan if each is None else each for each in course.validation_loss]),
+            (accuracy, course.top1, course.validation_top1),
+        ):
+            style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4}
+            every = (number, max(len(during) // 6, 1))  # so that runs are told apart in print, too
+            axes.plot(course.steps, during, markevery=every, alpha=0.6, label=f"{prefix}training", **style)
+            axes.plot(course.validation_steps, after, "--", markerfacecolor="white", label=prefix + validation, **style)
     loss.set(xlabel="step", ylabel="cross entropy (nats)", yscale="log")
     accuracy.set(xlabel="step", ylabel="top-1 accuracy (%)")
     for axes in (loss, accuracy):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    _save(figure, path)
+    return figure
 
 
-def moving_average(rows: Sequence[Mapping[str, Any]], key: str, window: int = 100) -> list[float]:
-    """At each row the mean over the last ``window`` steps, of means over the steps since the row before.
-
-    Example:
-        >>> rows = [{"step": 50, "loss": 3.0}, {"step": 100, "loss": 1.0}, {"step": 150, "loss": 5.0}]
-        >>> moving_average(rows, "loss")
-        [3.0, 2.0, 3.0]
-    """
-    found: list[float] = []
-    starts = [0, *(row["step"] for row in rows)]
-    for i, row in enumerate(rows):
-        first = i
-        while first > 0 and row["step"] - starts[first - 1] <= window:
-            first -= 1
-        parts = [(starts[j + 1] - starts[j], rows[j][key]) for j in range(first, i + 1)]
-        found.append(sum(length * value for length, value in parts) / sum(length for length, _ in parts))
-    return found
+_MARKERS = "os^Dv*"
 
 
 def reconstructions(images: Tensor, recovered: Tensor, path: Path) -> None:
@@ -90,7 +72,7 @@ def reconstructions(images: Tensor, recovered: Tensor, path: Path) -> None:
             axes.set_axis_off()
         axes_row[0].set_title(name, loc="left", fontsize=9)
     figure.suptitle(f"largest difference of a pixel value in [0, 1]: {largest:.1e}", fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -100,6 +82,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as a PNG file, into a folder that is made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, format="png")

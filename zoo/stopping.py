@@ -2,12 +2,12 @@
 
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["FAILED", "INTERRUPTED", "TERMINATED", "Interrupted", "Stop", "Terminated", "stopping"]
+__all__ = ["FAILED", "INTERRUPTED", "TERMINATED", "Interrupted", "Stop", "Terminated", "stopped_by_sigterm", "stopping"]
 
 TERMINATED, INTERRUPTED, FAILED = 1, 2, 3
 
@@ -49,3 +49,23 @@ def stopping() -> Generator[Stop]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@contextmanager
+def stopped_by_sigterm() -> Generator[Callable[[], bool]]:
+    """Lets SIGTERM do what Ctrl-C does, so that what was computed can be kept; it yields what tells whether it came."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may set handlers
+        return
+
+    def handle(number: int, _: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would come while things are being kept
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -15,6 +15,7 @@ from zoo import checkpoints, plots
 from zoo.books import Books
 from zoo.building import find_device, make_deterministic
 from zoo.checkpoints import Checkpoint, Keep
+from zoo.courses import courses_of
 from zoo.data import (
     Batch,
     Samples,
@@ -31,7 +32,6 @@ from zoo.errors import InputError
 from zoo.evaluation import Evaluation
 from zoo.examining import Examiner, read
 from zoo.inversion import InversionError
-from zoo.journal import rows_of
 from zoo.learner import Learner
 from zoo.progress import Reporter
 from zoo.run import Run
@@ -362,4 +362,4 @@ class Trainer:
             if tensors is not None:
                 plain = {key: t.contiguous() for key, t in tensors.items()}
                 checkpoints.write(self.folder / f"{name}.safetensors", serialized(plain, about))
-        plots.curves({self.folder.name: rows_of(self.folder)}, self.folder / "curves.png")
+        plots.save(plots.draw_curves(courses_of([self.folder])), self.folder / "curves.png")

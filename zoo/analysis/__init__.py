@@ -1,5 +1,6 @@
 """The analyses of the i-RevNet paper, each of any network: ``python -m zoo.analysis NAME --checkpoint RUN``."""
 
+from zoo.analysis.curves import Course, course_of, courses_of, draw_curves
 from zoo.analysis.interpolation import Interpolation, draw_interpolations, equal_steps, interpolate, write_animation
 from zoo.analysis.jacobian import Jacobian, LargestValues, basis_size, largest_singular_values
 from zoo.analysis.roundoff import RoundOff, draw_roundoff, noises, relative_inversion_errors
@@ -7,6 +8,7 @@ from zoo.analysis.spectrum import Spectrum, SpectrumCost, draw_spectra, singular
 from zoo.analysis.subject import Subject, open_subject, reversible
 
 __all__ = [
+    "Course",
     "Interpolation",
     "Jacobian",
     "LargestValues",
@@ -15,6 +17,9 @@ __all__ = [
     "SpectrumCost",
     "Subject",
     "basis_size",
+    "course_of",
+    "courses_of",
+    "draw_curves",
     "draw_interpolations",
     "draw_roundoff",
     "draw_spectra",

@@ -6,60 +6,78 @@ from pathlib import Path
 
 from rich.console import Console
 
-from zoo.analysis import interpolation, roundoff, spectrum
+from zoo.analysis import curves, everything, interpolation, roundoff, spectrum
+from zoo.analysis.figures import check_output
+from zoo.analysis.subject import add_beside
 from zoo.arguments import positive
 from zoo.configuring import default_device
 from zoo.errors import InputError
+from zoo.stopping import stopped_by_sigterm
 
 ANALYSES = {
+    "curves": (curves, "training loss and validation of one run or several (Figure 3)"),
     "spectrum": (spectrum, "singular values of the features' differential at an image (Figure 4)"),
     "interpolation": (interpolation, "images on the line between the features of two (Figure 5)"),
     "roundoff": (roundoff, "how far off the inverse is, by image and by block (section 4.2)"),
 }
 
+_ALL = "all"
+_OF_RUNS = ("curves",)
+"""These look at what a run has written, and at no image."""
+
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: one subcommand for each analysis."""
+    """The command line: one subcommand for each analysis, and one for all of them."""
     p = argparse.ArgumentParser(prog="python -m zoo.analysis", description="Analyses a network as the paper does.")
     commands = p.add_subparsers(dest="analysis", required=True, metavar="NAME")
     for name, (module, about) in ANALYSES.items():
         command = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-        command.add_argument(
-            "--checkpoint",
-            type=Path,
-            required=True,
-            metavar="DIR",
-            help="a training run, or what save_pretrained wrote",
-        )
-        command.add_argument("--data", metavar="DIR", help="folder of the images (default: the embedded digits)")
-        command.add_argument(
-            "--output",
-            type=Path,
-            default=Path("runs/analysis"),
-            metavar="DIR",
-            help="where to (default: runs/analysis)",
-        )
-        command.add_argument("--size", type=positive, metavar="PIXELS", help="of the images (default: the run's)")
-        command.add_argument("--device", default=default_device(), metavar="NAME", help="cpu, cuda, ...")
-        command.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default: 0)")
+        _add_shared(command, images=name not in _OF_RUNS)
         module.add_arguments(command)
+    about = "all of these with their defaults"
+    command = commands.add_parser(_ALL, help=about, description=f"Makes {about}. What can't be made is left out.")
+    _add_shared(command, images=True)
+    add_beside(command)
     return p
 
 
+def _add_shared(command: argparse.ArgumentParser, *, images: bool) -> None:
+    """The arguments that analyses have in common; with those of what looks at images."""
+    command.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a training run, or what save_pretrained wrote" if images else "a training run",
+    )
+    command.add_argument(
+        "--output", type=Path, default=Path("runs/analysis"), metavar="DIR", help="where to (default: runs/analysis)"
+    )
+    if images:
+        command.add_argument("--data", metavar="DIR", help="folder of the images (default: the embedded digits)")
+        command.add_argument("--size", type=positive, metavar="PIXELS", help="of the images (default: the run's)")
+        command.add_argument("--device", default=default_device(), metavar="NAME", help="cpu, cuda, ...")
+        command.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default: 0)")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Runs an analysis and returns the exit code: 0, 2 for wrong input, 130 after Ctrl-C."""
+    """Runs an analysis and returns the exit code: 0, 2 for wrong input, 130 after Ctrl-C, 143 after SIGTERM."""
     given = parser().parse_args(arguments)
     console = Console()
     if not console.is_terminal:
         console.width = 120
-    try:
-        ANALYSES[given.analysis][0].run(given, console)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+    with stopped_by_sigterm() as terminated:
+        try:
+            check_output(given.output)
+            if given.analysis == _ALL:
+                return everything.run(given, console, ANALYSES, parser())
+            ANALYSES[given.analysis][0].run(given, console)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as stop:  # an analysis may say what it has kept
+            print(f"stopped; {stop.args[0] if stop.args else 'nothing was written'}", file=sys.stderr)
+            return 143 if terminated() else 130
     return 0
 
 

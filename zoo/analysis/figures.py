@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,31 +20,38 @@ from zoo.checkpoints import write
 from zoo.environment import environment
 from zoo.errors import InputError, reason
 
-__all__ = ["keep", "progress_bar", "show"]
+__all__ = ["check_output", "keep", "progress_bar", "show"]
 
 
 def keep(
-    folder: Path, name: str, figure: Figure, numbers: Mapping[str, Any], *, subject: Subject, data: str, seed: int
+    folder: Path,
+    name: str,
+    figure: Figure,
+    numbers: Mapping[str, Any],
+    *,
+    subject: Subject | None = None,
+    data: str | None = None,
+    seed: int | None = None,
 ) -> list[Path]:
     """Writes ``NAME.json``, ``NAME.png`` and ``NAME.svg``, and returns their paths.
 
-    Beside the numbers stands what made them: model, checkpoint, data, seed, versions, device, date and command.
+    Beside the numbers stands what made them: date and command; of a network that was run model, checkpoint, data, seed,
+    versions and device, too.
 
     Raises:
         InputError: if they can't be written.
     """
-    about = {
-        "analysis": name,
-        "model": subject.model,
-        "checkpoint": str(subject.checkpoint),
-        "data": data,
-        "image_size": subject.recipe.evaluation_size,
-        "seed": seed,
-        **environment(subject.device),
-        "torch": str(torch.__version__),
-        "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(sys.argv[1:]),
-    }
+    about: dict[str, Any] = {"analysis": name}
+    if subject is not None:
+        about |= {
+            "model": subject.model,
+            "checkpoint": str(subject.checkpoint),
+            "data": data,
+            "image_size": subject.recipe.evaluation_size,
+            "seed": seed,
+            **environment(subject.device),
+        }
+    about |= {"date": time.strftime("%Y-%m-%d"), "command": " ".join(sys.argv[1:])}
     paths = [folder / f"{name}.{ending}" for ending in ("json", "png", "svg")]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +62,20 @@ def keep(
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {reason(error)}") from None
     return paths
+
+
+def check_output(folder: Path) -> None:
+    """Sees whether files can be written to a folder, which need not be there: before what is to be written takes long.
+
+    Raises:
+        InputError: if they can't.
+    """
+    try:
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        with tempfile.TemporaryFile(dir=there):  # it removes itself
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {reason(error)}") from None
 
 
 def show(console: Console, title: str, header: list[str], rows: list[list[str]], paths: list[Path]) -> None:

@@ -15,7 +15,7 @@ from zoo.augment import Preparation
 from zoo.building import find_device, load_net
 from zoo.cards import card
 from zoo.data import Data, Samples, Source, batches_of, evaluation_transform, loader, open_data
-from zoo.errors import InputError
+from zoo.errors import InputError, UnsuitedError
 from zoo.irevnet import IRevNet
 from zoo.pretrained import from_pretrained
 from zoo.recipes import RECIPES, Recipe
@@ -26,8 +26,10 @@ __all__ = [
     "Reversible",
     "Subject",
     "add_beside",
+    "checkpoint_folder",
     "copy_without_grid",
     "images_of",
+    "is_pretrained",
     "open_subject",
     "reversible",
     "spread",
@@ -80,10 +82,8 @@ def open_subject(checkpoint: str | Path, *, device: str = "cpu", size: int | Non
         InputError: if there is no such checkpoint, it can't be read, or the size does not fit the network.
     """
     path, place = Path(checkpoint), find_device(device)
-    folder = path.parent if path.is_file() else path
-    if not folder.is_dir():
-        raise InputError(f"no such checkpoint: {path}")
-    if _is_pretrained(folder):
+    folder = checkpoint_folder(path)
+    if is_pretrained(folder):
         net = from_pretrained(folder).to(place)
         model = config_of(net).model
         recipe = _recipe_for(model)
@@ -105,11 +105,32 @@ def reversible(subject: Subject) -> Reversible:
     """The network, if its features have an inverse.
 
     Raises:
-        InputError: if they have none.
+        UnsuitedError: if they have none.
     """
     if not isinstance(subject.net, Reversible):
-        raise InputError(f"{subject.model} has no inverse; this analysis is of i-RevNets and invertible U-Nets")
+        raise UnsuitedError(f"{subject.model} has no inverse; this analysis is of i-RevNets and invertible U-Nets")
     return subject.net
+
+
+def checkpoint_folder(checkpoint: Path) -> Path:
+    """The folder of a checkpoint, of which a file may be named.
+
+    Raises:
+        InputError: if there is no such folder or file.
+    """
+    folder = checkpoint.parent if checkpoint.is_file() else checkpoint
+    if not folder.is_dir():
+        raise InputError(f"no such checkpoint: {checkpoint}")
+    return folder
+
+
+def is_pretrained(folder: Path) -> bool:
+    """Whether :func:`zoo.pretrained.save_pretrained` wrote it, not a training run."""
+    try:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(fields, dict) and "zoo_format" in fields
 
 
 def images_of(data: str | Path | None) -> tuple[Data, str]:
@@ -139,14 +160,6 @@ def copy_without_grid(net: Reversible, dtype: torch.dtype) -> Reversible:
     copied = copy.deepcopy(net).to(dtype)
     copied.grid = copied.backprop = None
     return copied.eval().requires_grad_(False)
-
-
-def _is_pretrained(folder: Path) -> bool:
-    try:
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(fields, dict) and "zoo_format" in fields
 
 
 def _recipe_for(model: str) -> Recipe:
