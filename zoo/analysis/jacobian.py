@@ -1,6 +1,7 @@
 """The Jacobian of a map at a point, by its products with blocks of vectors, and its largest singular values."""
 
 import math
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from zoo.analysis.parts import Parts
+
 __all__ = ["Jacobian", "LargestValues", "basis_size", "largest_singular_values"]
+
+SAVE_EVERY = 120.0
+"""Seconds after which what has come to a basis is kept."""
 
 Progress = Callable[[int, int], None]
 """Is told how much is done, and of how much."""
@@ -110,6 +116,8 @@ def largest_singular_values(
     probes: int = 32,
     seed: int = 0,
     progress: Progress | None = None,
+    parts: Parts | None = None,
+    part: str = "basis",
 ) -> LargestValues:
     r"""The k largest singular values by block Golub–Kahan bidiagonalisation with full reorthogonalisation.
 
@@ -130,9 +138,13 @@ def largest_singular_values(
         probes: random vectors that estimate the energy outside of the basis.
         seed: of all that is random.
         progress: is told how many vectors of the basis there are, and how many there will be.
+        parts: where the basis is kept every two minutes, and when the computation is cut off by an exception such as
+            that of Ctrl-C. If a part of it is there, the computation goes on from it, to the same bits.
+        part: how the names of its parts begin.
 
     Raises:
         ValueError: if k is not in 1 ... the number of singular values.
+        InputError: if a part can't be written.
 
     Example:
         >>> matrix = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
@@ -143,35 +155,116 @@ def largest_singular_values(
     limit = min(jacobian.columns, jacobian.rows)
     if not 1 <= k <= limit:
         raise ValueError(f"largest_singular_values: k must be in 1 ... {limit}, got {k}.")
+    known = None if parts is None else parts.load(f"values-{part}")
+    if known is not None:
+        return LargestValues(**known[0], **known[1])
     size = basis_size(jacobian, k, oversample=oversample)
-    options = {"dtype": jacobian.dtype, "device": jacobian.device}
-    generator = torch.Generator(jacobian.device).manual_seed(seed)
-    v, u = (torch.empty(size, length, **options) for length in (jacobian.columns, jacobian.rows))
-    b = torch.zeros(size, size, **options)
-    new = torch.randn(jacobian.block, jacobian.columns, generator=generator, **options)
-    scale, first, count = 0.0, 0, 0
-    while first < size:
-        last = min(first + jacobian.block, size)
-        v[first:last] = _directions(new[: last - first], v[:first], scale, generator)
-        images = jacobian.times(v[first:last])
-        scale = max(scale, float(images.norm(dim=1).amax()))
-        u[first:last] = _directions(images, u[:first], scale, generator)
-        b[:last, first:last] = u[:last] @ images.mT
-        new = jacobian.transposed_times(u[first:last])
-        count, first = last - first, last
-        if progress:
-            progress(last, size)
-    left, values, _ = torch.linalg.svd(b.double().cpu())
+    basis = _Basis(jacobian, size, seed)
+    _fill(basis, parts, part, progress)
+    v, at = basis.v, basis.at
+    left, values, _ = torch.linalg.svd(basis.b.double().cpu())
     residuals = torch.zeros(k, dtype=torch.float64)
     energy, error = float(values.square().sum()), 0.0
     if size < limit:
-        outside = _without(new, v).double().cpu()
-        residuals = (outside.mT @ left[-count:, :k]).norm(dim=0)
-        signs = torch.randint(0, 2, (probes, jacobian.columns), generator=generator, device=jacobian.device)
-        parts = jacobian.times(_without(2.0 * signs.to(jacobian.dtype) - 1, v)).double().square().sum(1).cpu()
-        energy += float(parts.mean())
-        error = float(parts.std()) / math.sqrt(probes)
-    return LargestValues(values[:k], residuals, energy, error)
+        outside = _without(at.new, v).double().cpu()
+        residuals = (outside.mT @ left[-at.count :, :k]).norm(dim=0)
+        signs = torch.randint(0, 2, (probes, jacobian.columns), generator=basis.generator, device=jacobian.device)
+        energies = jacobian.times(_without(2.0 * signs.to(jacobian.dtype) - 1, v)).double().square().sum(1).cpu()
+        energy += float(energies.mean())
+        error = float(energies.std()) / math.sqrt(probes)
+    found = LargestValues(values[:k].clone(), residuals, energy, error)
+    if parts is not None:
+        tensors = {"values": found.values, "residuals": residuals}
+        parts.save(f"values-{part}", tensors, energy=energy, energy_error=error)
+        parts.remove(f"{part}-")
+    return found
+
+
+@dataclass(frozen=True)
+class _At:
+    """Where a basis ends, and all that the next block depends on besides it."""
+
+    first: int
+    """The number of vectors."""
+    count: int
+    """How many of them the last block has."""
+    scale: float
+    """The largest norm of an image."""
+    new: Tensor
+    """What the next block is made of."""
+    random: Tensor
+    """The state of the generator."""
+
+
+class _Basis:
+    """Orthonormal rows v and u, with b = u J v^T, which grow by blocks; ``at`` changes when all of a block is there."""
+
+    def __init__(self, jacobian: Jacobian, size: int, seed: int) -> None:
+        options = {"dtype": jacobian.dtype, "device": jacobian.device}
+        self.jacobian, self.size = jacobian, size
+        self.generator = torch.Generator(jacobian.device).manual_seed(seed)
+        self.v, self.u = (torch.empty(size, length, **options) for length in (jacobian.columns, jacobian.rows))
+        self.b = torch.zeros(size, size, **options)
+        new = torch.randn(jacobian.block, jacobian.columns, generator=self.generator, **options)
+        self.at = _At(0, 0, 0.0, new, self.generator.get_state())
+
+    def extend(self) -> None:
+        """Adds a block."""
+        first, new, scale = self.at.first, self.at.new, self.at.scale
+        last = min(first + self.jacobian.block, self.size)
+        v, u = self.v, self.u
+        v[first:last] = _directions(new[: last - first], v[:first], scale, self.generator)
+        images = self.jacobian.times(v[first:last])
+        scale = max(scale, float(images.norm(dim=1).amax()))
+        u[first:last] = _directions(images, u[:first], scale, self.generator)
+        self.b[:last, first:last] = u[:last] @ images.mT
+        new = self.jacobian.transposed_times(u[first:last])
+        self.at = _At(last, last - first, scale, new, self.generator.get_state())
+
+    def save(self, parts: Parts, name: str, start: int) -> None:
+        """Writes what has come after the first vectors."""
+        at = self.at
+        new = {"v": self.v[start : at.first], "u": self.u[start : at.first], "b": self.b[: at.first, start : at.first]}
+        parts.save(
+            name,
+            {**new, "new": at.new, "random": at.random},
+            start=start,
+            first=at.first,
+            count=at.count,
+            scale=at.scale,
+        )
+
+    def load(self, parts: Parts, name: str) -> bool:
+        """Takes up what was saved under this name, if it goes on where the basis ends."""
+        found = parts.load(name)
+        if found is None or found[1]["start"] != self.at.first:
+            return False
+        tensors, plain = found
+        start, first = plain["start"], plain["first"]
+        self.v[start:first], self.u[start:first], self.b[:first, start:first] = (tensors[key] for key in "vub")
+        self.at = _At(first, plain["count"], plain["scale"], tensors["new"].to(self.v), tensors["random"].clone())
+        self.generator.set_state(self.at.random)
+        return True
+
+
+def _fill(basis: _Basis, parts: Parts | None, part: str, progress: Progress | None) -> None:
+    """Makes the basis as large as it should be, from what is kept of it."""
+    number = 0
+    while parts is not None and basis.load(parts, f"{part}-{number}"):
+        number += 1
+    kept, since = basis.at.first, time.monotonic()
+    try:
+        while basis.at.first < basis.size:
+            basis.extend()
+            if parts is not None and time.monotonic() - since > SAVE_EVERY:
+                basis.save(parts, f"{part}-{number}", kept)
+                number, kept, since = number + 1, basis.at.first, time.monotonic()
+            if progress:
+                progress(basis.at.first, basis.size)
+    except BaseException:
+        if parts is not None and basis.at.first > kept:
+            basis.save(parts, f"{part}-{number}", kept)
+        raise
 
 
 def _without(rows: Tensor, basis: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from zoo.analysis.figures import keep, progress_bar, show
 from zoo.analysis.jacobian import Jacobian, basis_size, largest_singular_values
+from zoo.analysis.parts import Parts, key_of
 from zoo.analysis.subject import Reversible, copy_without_grid, images_of, open_subject, reversible, spread
 from zoo.arguments import positive
 from zoo.environment import free_memory
@@ -21,7 +23,7 @@ from zoo.errors import InputError
 from zoo.plots import new_figure
 from zoo.progress import say
 
-__all__ = ["DENSE", "Spectrum", "SpectrumCost", "draw_spectra", "singular_values", "spectrum_cost"]
+__all__ = ["DENSE", "Spectrum", "SpectrumCost", "draw_spectra", "parts_of", "singular_values", "spectrum_cost"]
 
 DENSE = 4096
 """Up to this dimension all values are computed, from the whole matrix, unless a number of them is asked for."""
@@ -91,6 +93,7 @@ def singular_values(
     block: int = 32,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    folder: Path | None = None,
 ) -> Spectrum:
     r"""The singular values of :math:`\partial\Phi` at an image, for :math:`\Phi` = ``net.features`` in ``eval``.
 
@@ -110,6 +113,9 @@ def singular_values(
         block: vectors that are multiplied with the Jacobian at once.
         seed: of the random vectors.
         progress: is told how much is done, and of how much.
+        folder: where what is finished is kept, and found by the same computation, which then ends with the same bits as
+            if nothing had cut it off: Ctrl-C, or anything else that came after two minutes. It stays there until
+            ``parts_of(...).remove()``.
 
     Raises:
         InputError: if k is not in 1 ... the dimension, or the smallest are asked of a network that is not bijective.
@@ -126,23 +132,60 @@ def singular_values(
     check_count(k, dimension)
     if smallest and not net.body.bijective:
         raise InputError("the smallest singular values come from the inverse of a bijective network; this is injective")
+    settings: dict[str, Any] = {"k": k, "smallest": smallest, "double": double, "block": block, "seed": seed}
+    parts = None if folder is None else parts_of(net, image, folder, **settings)
+    known = None if parts is None else finished(parts)
+    if known is not None:
+        return known
     plain = copy_without_grid(net, x.dtype)
     jacobian = Jacobian(plain.features, x, block=block)
     if is_dense(k, dimension):
         values = torch.linalg.svdvals(jacobian.dense(progress)).double().cpu()
         log_determinant = float(values.log().sum()) if plain.body.bijective else None
         energy = float(values.square().sum())
-        return Spectrum(tuple(values.tolist()), (), dimension, energy, 0.0, 0.0, log_determinant)
-    count = k or 1000
-    found = largest_singular_values(jacobian, count, seed=seed, progress=progress)
-    small = min(50, count) if smallest is None else smallest
-    least: tuple[float, ...] = ()
-    if small and plain.body.bijective:
-        inverse = Jacobian(plain.inverse, plain.features(x), block=block)
-        least = tuple((1 / largest_singular_values(inverse, small, seed=seed, progress=progress).values).tolist())
-    residual = float((found.residuals / found.values).amax())
-    largest = tuple(found.values.tolist())
-    return Spectrum(largest, least, dimension, found.energy, found.energy_error, residual, None)
+        found = Spectrum(tuple(values.tolist()), (), dimension, energy, 0.0, 0.0, log_determinant)
+    else:
+        shared: dict[str, Any] = {"seed": seed, "progress": progress, "parts": parts}
+        largest = largest_singular_values(jacobian, k or 1000, **shared, part="largest")
+        small = min(50, k or 1000) if smallest is None else smallest
+        least: tuple[float, ...] = ()
+        if small and plain.body.bijective:
+            inverse = Jacobian(plain.inverse, plain.features(x), block=block)
+            least = tuple((1 / largest_singular_values(inverse, small, **shared, part="smallest").values).tolist())
+        residual = float((largest.residuals / largest.values).amax())
+        values = tuple(largest.values.tolist())
+        found = Spectrum(values, least, dimension, largest.energy, largest.energy_error, residual, None)
+    if parts is not None:
+        parts.save("spectrum", {}, **asdict(found))
+        parts.remove("values-")
+    return found
+
+
+def parts_of(
+    net: Reversible,
+    image: Tensor,
+    folder: Path,
+    *,
+    k: int | None = None,
+    smallest: int | None = None,
+    double: bool = False,
+    block: int = 32,
+    seed: int = 0,
+) -> Parts:
+    """What :func:`singular_values` keeps in a folder when it is called with the same arguments."""
+    key = key_of(
+        net=net, image=image, analysis="spectrum", k=k, smallest=smallest, double=double, block=block, seed=seed
+    )
+    return Parts(folder, key)
+
+
+def finished(parts: Parts) -> Spectrum | None:
+    """What is known of an image, if all of it is."""
+    kept = parts.load("spectrum")
+    if kept is None:
+        return None
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in kept[1].items()}
+    return Spectrum(**fields)
 
 
 def check_count(k: int | None, dimension: int) -> None:
@@ -267,14 +310,28 @@ def run(given: argparse.Namespace, console: Console) -> None:
     chosen = spread(len(data.validation), given.images)
     images = list(subject.batches(data.validation, chosen, 1))
     check_count(given.k, images[0].numel())
-    say_cost(console, net, images[0], given.k, len(images), double=given.double, device=subject.device)
+    options: dict[str, Any] = {"k": given.k, "smallest": given.smallest, "double": given.double, "seed": given.seed}
+    folder = given.output / "spectrum.parts"
+    parts = [parts_of(net, image, folder, **options) for image in images]
+    done = sum(finished(each) is not None for each in parts)
+    if done:
+        say(console, f"{done} of {len(images)} images are finished already, in {folder}")
+    if done < len(images):
+        say_cost(console, net, images[0], given.k, len(images) - done, double=given.double, device=subject.device)
     found: list[Spectrum] = []
-    for i, image in enumerate(images):
-        with progress_bar(f"image {i + 1}/{len(images)}") as progress:
-            options: dict[str, Any] = {"k": given.k, "smallest": given.smallest, "double": given.double}
-            found.append(singular_values(net, image, **options, seed=given.seed, progress=progress))
+    try:
+        for i, image in enumerate(images):
+            with progress_bar(f"image {i + 1}/{len(images)}") as progress:
+                found.append(singular_values(net, image, **options, progress=progress, folder=folder))
+    except KeyboardInterrupt:
+        if not any(each.any_left for each in parts):
+            raise
+        kept = f"what is finished is kept in {folder}, and the same command goes on with it"
+        raise KeyboardInterrupt(kept) from None
     numbers = {"images": [data.validation.name(i) for i in chosen], "spectra": [asdict(each) for each in found]}
     paths = keep(given.output, "spectrum", draw_spectra(found), numbers, subject=subject, data=name, seed=given.seed)
+    for each in parts:
+        each.remove()
     header = ["", *(f"image {i + 1}" for i in range(len(found)))]
     show(
         console,
