@@ -31,8 +31,15 @@ help: ## this list
 	@$(OLDEST)/python $(PIP) --editable '.[test]' 'torch==2.11.*' 'torchvision==0.26.*'
 	@touch $@
 
-demo: .venv/.ready ## train the small i-RevNet on real digits and run it backwards (SHORT=1: seconds)
-	@$(BIN)/python examples/imagenet_irevnet.py $(if $(SHORT),--epochs 2)
+DEMO := runs/demo$(if $(SHORT),-short)
+TRAIN = $(BIN)/python examples/imagenet_irevnet.py $(if $(SHORT),--epochs 2)
+
+demo: .venv/.ready ## train a small i-RevNet and a ResNet on real digits, run one backwards (SHORT=1: seconds)
+	@$(TRAIN) --output $(DEMO)/irevnet_small
+	@$(TRAIN) --model resnet_small --output $(DEMO)/resnet_small
+	@echo "all figures of the paper, of these two networks, are made by"
+	@echo "  $(BIN)/python -m zoo.analysis all --checkpoint $(DEMO)/irevnet_small" \
+		"--beside $(DEMO)/resnet_small --output $(DEMO)/analysis"
 
 test: .venv/.ready ## the fast tests, under 10 minutes on 2 cores
 	@$(BIN)/python $(PYTEST) -m "not slow"

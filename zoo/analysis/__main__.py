@@ -4,11 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from zoo.analysis import curves, everything, interpolation, roundoff, spectrum
 from zoo.analysis.figures import check_output
-from zoo.analysis.subject import add_beside
+from zoo.analysis.subject import add_beside, threads_for
 from zoo.arguments import positive
 from zoo.configuring import default_device
 from zoo.errors import InputError
@@ -69,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     with stopped_by_sigterm() as terminated:
         try:
             check_output(given.output)
+            torch.set_num_threads(threads_for(given.checkpoint) or torch.get_num_threads())
             if given.analysis == _ALL:
                 return everything.run(given, console, ANALYSES, parser())
             ANALYSES[given.analysis][0].run(given, console)

@@ -20,6 +20,7 @@ from zoo.irevnet import IRevNet
 from zoo.pretrained import from_pretrained
 from zoo.recipes import RECIPES, Recipe
 from zoo.registry import config_of
+from zoo.run import Run
 from zoo.unet import IUNet
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "open_subject",
     "reversible",
     "spread",
+    "threads_for",
 ]
 
 Reversible = IRevNet | IUNet
@@ -131,6 +133,20 @@ def is_pretrained(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(fields, dict) and "zoo_format" in fields
+
+
+def threads_for(checkpoint: Path) -> int | None:
+    """CPU threads that the network's recipe asks for; ``None`` if it asks for none, or there is no such network.
+
+    Small networks are faster on one thread than on two, by far so if another program computes, too.
+    """
+    try:
+        folder = checkpoint_folder(checkpoint)
+        if not is_pretrained(folder):
+            return Run.load(folder / "config.json").recipe.threads
+        return _recipe_for(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]).threads
+    except (ValueError, KeyError, TypeError):  # whoever opens it says what is wrong
+        return None
 
 
 def images_of(data: str | Path | None) -> tuple[Data, str]:
