@@ -10,7 +10,7 @@ from rich.console import Console
 from zoo.analysis import curves, everything, interpolation, roundoff, spectrum
 from zoo.analysis.figures import check_output
 from zoo.analysis.subject import add_beside, threads_for
-from zoo.arguments import positive
+from zoo.arguments import count, positive
 from zoo.configuring import default_device
 from zoo.errors import InputError
 from zoo.stopping import stopped_by_sigterm
@@ -58,7 +58,7 @@ def _add_shared(command: argparse.ArgumentParser, *, images: bool) -> None:
         command.add_argument("--data", metavar="DIR", help="folder of the images (default: the embedded digits)")
         command.add_argument("--size", type=positive, metavar="PIXELS", help="of the images (default: the run's)")
         command.add_argument("--device", default=default_device(), metavar="NAME", help="cpu, cuda, ...")
-        command.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default: 0)")
+        command.add_argument("--seed", type=count, default=0, metavar="N", help="of all that is random (default: 0)")
 
 
 def main(arguments: list[str] | None = None) -> int:

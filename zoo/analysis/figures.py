@@ -1,6 +1,7 @@
 """How every analysis keeps what it found: numbers, and a picture as pixels and as curves."""
 
 import json
+import math
 import sys
 import tempfile
 import time
@@ -36,7 +37,7 @@ def keep(
     """Writes ``NAME.json``, ``NAME.png`` and ``NAME.svg``, and returns their paths.
 
     Beside the numbers stands what made them: date and command; of a network that was run model, checkpoint, data, seed,
-    versions and device, too.
+    versions and device, too. A number that is not finite is ``null``, for JSON has none.
 
     Raises:
         InputError: if they can't be written.
@@ -55,13 +56,22 @@ def keep(
     paths = [folder / f"{name}.{ending}" for ending in ("json", "png", "svg")]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write(paths[0], (json.dumps({**about, **numbers}, indent=1) + "\n").encode())
+        write(paths[0], (json.dumps(_finite({**about, **numbers}), indent=1) + "\n").encode())
         figure.savefig(paths[1], dpi=110)
         with mpl.rc_context({"svg.hashsalt": "zoo"}):  # the same bytes for the same numbers
             figure.savefig(paths[2], metadata={"Date": None})
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {reason(error)}") from None
     return paths
+
+
+def _finite(value: Any) -> Any:
+    """The same, with ``None`` for numbers that JSON has not."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_output(folder: Path) -> None:

@@ -14,11 +14,12 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from invertible import StreamRangeError
 from zoo.analysis.figures import keep, progress_bar, show
 from zoo.analysis.subject import Reversible, images_of, open_subject, reversible
 from zoo.arguments import positive
 from zoo.data import Source
-from zoo.errors import InputError, diverging, reason
+from zoo.errors import InputError, reason
 from zoo.evaluation import evaluating
 from zoo.plots import new_figure
 
@@ -58,7 +59,8 @@ def interpolate(net: Reversible, x0: Tensor, x1: Tensor, steps: Sequence[float])
         steps: any numbers; beyond 0 ... 1 the line goes on.
 
     Raises:
-        InputError: if the images are of different shapes, there is no step, or a value leaves the network's grid.
+        InputError: if the images are of different shapes, there is no step, or a step is so large that values are not
+            finite or leave the network's grid.
 
     Example:
         >>> import zoo
@@ -74,9 +76,15 @@ def interpolate(net: Reversible, x0: Tensor, x1: Tensor, steps: Sequence[float])
         raise InputError("an interpolation needs one step at least")
     t = torch.tensor(list(steps), dtype=torch.float64, device=x0.device)[:, None, None, None]
     pixels = (t * x0 + (1 - t) * x1).to(x0.dtype)
-    with evaluating(net), diverging("in the interpolation"):
-        first, second = (net.features(x.expand_as(pixels)) for x in (x0, x1))
-        images = net.inverse((t * first + (1 - t) * second).to(first.dtype))
+    try:
+        with evaluating(net):
+            first, second = (net.features(x.expand_as(pixels)) for x in (x0, x1))
+            images = net.inverse((t * first + (1 - t) * second).to(first.dtype))
+    except StreamRangeError as error:
+        beyond = f"the activations reach {error.peak:.0e} in the interpolation, and the grid ends at {error.limit:g}"
+        raise InputError(f"{beyond}; steps nearer to 0 ... 1 may stay on it") from None
+    if not (images.isfinite().all() and pixels.isfinite().all()):
+        raise InputError(f"the images at the steps {', '.join(f'{each:g}' for each in steps)} are not finite")
     return Interpolation(tuple(map(float, steps)), images, pixels)
 
 
@@ -229,7 +237,7 @@ def run(given: argparse.Namespace, console: Console) -> None:
             " ".join(str(i) for i in pair),
             f"{sum(each['distances']):.3f}",
             f"{each['straight']:.3f}",
-            f"{min(each['distances']):.3f} ... {max(each['distances']):.3f}",
+            f"{min(each['distances']):.3f} ... {max(each['distances']):.3f}" if each["distances"] else "-",
             f"{100 * each['beyond']:.1f} %",
             "-" if each["end_error"] is None else f"{each['end_error']:.1e}" if each["end_error"] else "0",
         ]

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from zoo.arguments import positive
 from zoo.errors import InputError
 from zoo.inversion import InversionError, relative_errors
 from zoo.plots import new_figure
+from zoo.progress import say
 from zoo.run import GRIDS
 
 __all__ = ["MODES", "RoundOff", "draw_roundoff", "noises", "relative_inversion_errors"]
@@ -105,7 +107,7 @@ def relative_inversion_errors(
         )
     plain = copy.deepcopy(net).train(mode == "train")
     plain.backprop, plain.grid = None, GRIDS[grid]
-    if mode == "train" and plain.body.stochastic:
+    if mode == "train" and _stochastic(plain):
         raise InputError("in training mode this network has dropout, and no inverse")
     errors: list[Tensor] = []
     blocks: list[Tensor] = []
@@ -124,6 +126,17 @@ def relative_inversion_errors(
     means = torch.cat(blocks, dim=1).mean(dim=1)
     stages = tuple(i for i, each in enumerate(_blocks(plain.body)) if i == 0 or each[1].downsample is not None)
     return RoundOff(images, grid, mode, tuple(torch.cat(errors).tolist()), tuple(means.tolist()), stages, exact)
+
+
+def _stochastic(net: Reversible) -> bool:
+    """Whether it is a random map in training mode."""
+    modes = [(part, part.training) for part in net.modules()]
+    net.train()
+    try:
+        return net.body.stochastic
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _blocks(body: Sequential) -> list[tuple[int, Coupling]]:
@@ -175,16 +188,16 @@ def draw_roundoff(found: Sequence[RoundOff]) -> Figure:
     """A histogram of the images' errors, and the errors of what each block saw; what is 0 is not drawn but said."""
     figure = new_figure(9.6, 4.2)
     histogram, depth = figure.subplots(1, 2)
-    shown = [each for each in found if any(each.errors)]
-    logs = {i: np.log10([error for error in each.errors if error]) for i, each in enumerate(shown)}
+    shown = [each for each in found if any(map(_drawable, each.errors))]
+    logs = {i: np.log10([error for error in each.errors if _drawable(error)]) for i, each in enumerate(shown)}
     low, high = (min(map(np.min, logs.values())), max(map(np.max, logs.values()))) if logs else (-16.0, -15.0)
     bins = 10 ** np.linspace(np.floor(low), np.ceil(high + 1e-9), 60)
     for i, each in enumerate(shown):
         colour, line = f"C{i % 10}", "-" if each.mode == "eval" else "--"
         label = f"{each.images}, grid {each.grid}, {each.mode}"
         histogram.hist(10 ** logs[i], bins=bins, histtype="step", color=colour, linestyle=line, label=label)
-        if any(each.blocks):
-            values = [value or np.nan for value in each.blocks]
+        if any(map(_drawable, each.blocks)):
+            values = [value if _drawable(value) else np.nan for value in each.blocks]
             depth.plot(range(1, len(values) + 1), values, line, marker=".", color=colour, label=label)
     for stage in found[0].stages if found else ():
         depth.axvline(stage + 0.5, color="grey", linewidth=0.8, linestyle=":")
@@ -204,6 +217,11 @@ def draw_roundoff(found: Sequence[RoundOff]) -> Figure:
     return figure
 
 
+def _drawable(error: float) -> bool:
+    """Whether it has a logarithm: there is none of 0, nor of the relative error of an image of zeros."""
+    return 0 < error < math.inf
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of the command."""
     parser.add_argument(
@@ -212,7 +230,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=positive, metavar="N", help="of the validation images (default: all)")
     parser.add_argument("--batch-size", type=positive, metavar="N", default=64, help="images at once (default: 64)")
     parser.add_argument("--grids", nargs="+", choices=list(GRIDS), default=["none", "exact32", "exact"])
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=["eval", "train"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, help="(default: both; without train if it has dropout)")
 
 
 def run(given: argparse.Namespace, console: Console) -> None:
@@ -227,9 +245,12 @@ def run(given: argparse.Namespace, console: Console) -> None:
         "noise": lambda: noises(given.noises, **noise),
         name: lambda: subject.batches(data.validation, chosen, size),
     }
-    settings = [(what, grid, mode) for what in sets for grid in given.grids for mode in given.modes]
+    modes = given.modes or [mode for mode in MODES if mode == "eval" or not _stochastic(net)]
+    if not given.modes and _stochastic(net):
+        say(console, f"{subject.model} has dropout, and so no inverse in training mode: eval only")
+    settings = [(what, grid, mode) for what in sets for grid in given.grids for mode in modes]
     found: list[RoundOff] = []
-    done, everything = [0], len(given.grids) * len(given.modes) * (given.noises + len(chosen))
+    done, everything = [0], len(given.grids) * len(modes) * (given.noises + len(chosen))
     with progress_bar("inverting") as progress:
 
         def count(images: int) -> None:

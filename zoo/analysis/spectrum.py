@@ -130,6 +130,7 @@ def singular_values(
     x = image.detach().to(torch.float64 if double else torch.float32)
     dimension = x.numel()
     check_count(k, dimension)
+    check_count(smallest or None, dimension, "smallest")
     if smallest and not net.body.bijective:
         raise InputError("the smallest singular values come from the inverse of a bijective network; this is injective")
     settings: dict[str, Any] = {"k": k, "smallest": smallest, "double": double, "block": block, "seed": seed}
@@ -188,14 +189,14 @@ def finished(parts: Parts) -> Spectrum | None:
     return Spectrum(**fields)
 
 
-def check_count(k: int | None, dimension: int) -> None:
-    """Refuses a k that is no number of singular values.
+def check_count(k: int | None, dimension: int, name: str = "k") -> None:
+    """Refuses what is no number of singular values.
 
     Raises:
         InputError: if it is not in 1 ... the dimension.
     """
     if k is not None and not 1 <= k <= dimension:
-        raise InputError(f"k must be in 1 ... {dimension}, the dimension of the image, got {k}")
+        raise InputError(f"{name} must be in 1 ... {dimension}, the dimension of the image, got {k}")
 
 
 def is_dense(k: int | None, dimension: int) -> bool:
@@ -310,6 +311,7 @@ def run(given: argparse.Namespace, console: Console) -> None:
     chosen = spread(len(data.validation), given.images)
     images = list(subject.batches(data.validation, chosen, 1))
     check_count(given.k, images[0].numel())
+    check_count(given.smallest, images[0].numel(), "smallest")
     options: dict[str, Any] = {"k": given.k, "smallest": given.smallest, "double": given.double, "seed": given.seed}
     folder = given.output / "spectrum.parts"
     parts = [parts_of(net, image, folder, **options) for image in images]

@@ -81,12 +81,13 @@ def open_subject(checkpoint: str | Path, *, device: str = "cpu", size: int | Non
         size: of the images, in pixels, if not the run's.
 
     Raises:
-        InputError: if there is no such checkpoint, it can't be read, or the size does not fit the network.
+        InputError: if there is no such checkpoint, it can't be read, its weights are not finite, or the size does not
+            fit the network.
     """
     path, place = Path(checkpoint), find_device(device)
     folder = checkpoint_folder(path)
     if is_pretrained(folder):
-        net = from_pretrained(folder).to(place)
+        net = from_pretrained(folder).to(place, torch.float32)  # as images are
         model = config_of(net).model
         recipe = _recipe_for(model)
     else:
@@ -100,6 +101,9 @@ def open_subject(checkpoint: str | Path, *, device: str = "cpu", size: int | Non
         raise InputError(f"{model} needs a size that {divisor} divides, got {recipe.evaluation_size}")
     if getattr(net, "in_channels", 3) != 3 or getattr(net, "dimensions", 2) != 2:
         raise InputError(f"the network in {path} sees no images of three colours")
+    broken = [name for name, t in net.state_dict().items() if t.is_floating_point() and not t.isfinite().all()]
+    if broken:
+        raise InputError(f"the weights in {path} are not finite, {broken[0]} for one; the training has diverged")
     return Subject(net.eval().requires_grad_(False), model, recipe, path, place)
 
 
