@@ -52,6 +52,7 @@ def black(folder):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_a_network_with_dropout_is_inverted_in_eval_alone(small, capsys):
     save_pretrained(zoo.create("irevnet_cifar", num_classes=2), "dropped")
     options = ["--noises", "1", "--images", "1", "--grids", "none", "--size", "4"]

@@ -3,8 +3,9 @@
 from zoo.analysis.curves import Course, course_of, courses_of, draw_curves
 from zoo.analysis.interpolation import Interpolation, draw_interpolations, equal_steps, interpolate, write_animation
 from zoo.analysis.jacobian import Jacobian, LargestValues, basis_size, largest_singular_values
+from zoo.analysis.parts import Parts, key_of
 from zoo.analysis.roundoff import RoundOff, draw_roundoff, noises, relative_inversion_errors
-from zoo.analysis.spectrum import Spectrum, SpectrumCost, draw_spectra, singular_values, spectrum_cost
+from zoo.analysis.spectrum import Spectrum, SpectrumCost, draw_spectra, parts_of, singular_values, spectrum_cost
 from zoo.analysis.subject import Subject, open_subject, reversible
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Interpolation",
     "Jacobian",
     "LargestValues",
+    "Parts",
     "RoundOff",
     "Spectrum",
     "SpectrumCost",
@@ -25,9 +27,11 @@ __all__ = [
     "draw_spectra",
     "equal_steps",
     "interpolate",
+    "key_of",
     "largest_singular_values",
     "noises",
     "open_subject",
+    "parts_of",
     "relative_inversion_errors",
     "reversible",
     "singular_values",
