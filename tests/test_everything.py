@@ -18,6 +18,12 @@ from zoo.errors import InputError, UnsuitedError
 from zoo.pretrained import save_pretrained
 
 
+@pytest.fixture(autouse=True)
+def _digits(tmp_path_factory, monkeypatch):
+    """They are written once for all tests."""
+    monkeypatch.setattr("zoo.data.opening.DIGITS", tmp_path_factory.getbasetemp() / "digits")
+
+
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
