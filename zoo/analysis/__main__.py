@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from zoo.analysis import interpolation, roundoff, spectrum
+from zoo.analysis import interpolation, metamers, perturbation, roundoff, sensitivity, spectrum
 from zoo.arguments import positive
 from zoo.configuring import default_device
 from zoo.errors import InputError
@@ -15,6 +15,9 @@ ANALYSES = {
     "spectrum": (spectrum, "singular values of the features' differential at an image (Figure 4)"),
     "interpolation": (interpolation, "images on the line between the features of two (Figure 5)"),
     "roundoff": (roundoff, "how far off the inverse is, by image and by block (section 4.2)"),
+    "sensitivity": (sensitivity, "the condition of each block, and where the inverse amplifies"),
+    "perturbation": (perturbation, "what comes back of features, or values at a block, with noise added"),
+    "metamers": (metamers, "images with the logits of one image and the features of another, nearly"),
 }
 
 

@@ -1,0 +1,318 @@
+"""Images with equal logits and different pixels, made by moving where the head cannot see."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from zoo.analysis.figures import keep, picture, progress_bar, show
+from zoo.analysis.interpolation import default_pairs
+from zoo.analysis.subject import Reversible, Subject, images_of, open_subject, reversible
+from zoo.arguments import positive
+from zoo.augment import Preparation
+from zoo.data import Source
+from zoo.errors import InputError, diverging
+from zoo.evaluation import evaluating
+from zoo.plots import new_figure
+from zoo.state import name_of
+
+__all__ = ["Metamers", "draw_metamers", "head_sees", "metamers", "rectified_projection"]
+
+
+def rectified_projection(z: Tensor, total: Tensor) -> Tensor:
+    r"""The nearest values to these whose rectified ones have a given sum.
+
+    .. math::
+        \arg\min_{y} \lVert y - z \rVert \quad\text{with}\quad \sum_i \max(y_i, 0) = s
+
+    In closed form, by whether the sum of z is too large, or too small:
+
+    * too large: the set :math:`\sum_i \max(y_i, 0) \le s` is convex, and its nearest point is
+      :math:`y_i = \max(z_i - \tau, 0)` where :math:`z_i > 0`, and :math:`z_i` elsewhere: the projection onto a simplex,
+      by a threshold :math:`\tau \ge 0` that gives the sum.
+    * too small: the k largest values rise by :math:`\delta_k = (s - S_k) / k`, with :math:`S_k` their sum; all others,
+      which are not positive, stay. Of the k from the number of positive values on (1 at least) for which none of the
+      values that rise ends below 0, the one of the least :math:`k \delta_k^2`. This set is not convex, but for each
+      choice of those that end above 0 the k largest cost least, and to leave a positive value out costs more.
+
+    Args:
+        z: values, ``(..., n)``.
+        total: the sums s, at least 0, ``(...)``.
+
+    Shape:
+        - Output: that of ``z``
+
+    Raises:
+        ValueError: if a sum is negative.
+
+    Example:
+        >>> z = torch.tensor([3.0, 1.0, -2.0])
+        >>> rectified_projection(z, torch.tensor(2.0))
+        tensor([ 2.,  0., -2.])
+        >>> rectified_projection(z, torch.tensor(6.0))
+        tensor([ 4.,  2., -2.])
+    """
+    if not bool((total >= 0).all()):
+        raise ValueError("rectified_projection: a sum of rectified values is 0 at least.")
+    missing = total - z.relu().sum(-1)
+    order = z.sort(dim=-1, descending=True).values
+    counts = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
+    shift = (total[..., None] - order.cumsum(-1)) / counts  # of the k largest, so that they sum up to the total
+    lowered = _lowered(z, order, shift)
+    raised = _raised(z, order, shift, counts)
+    return torch.where((missing < 0)[..., None], lowered, torch.where((missing > 0)[..., None], raised, z))
+
+
+def _lowered(z: Tensor, order: Tensor, shift: Tensor) -> Tensor:
+    """By the threshold of the simplex: the largest k whose values all stay positive."""
+    last = (order + shift > 0).sum(-1, keepdim=True).clamp(min=1) - 1
+    return torch.where(z > 0, (z + shift.gather(-1, last)).relu(), z)
+
+
+def _raised(z: Tensor, order: Tensor, shift: Tensor, counts: Tensor) -> Tensor:
+    """By the cheapest number of values."""
+    least = (z > 0).sum(-1, keepdim=True).clamp(min=1)
+    fits = (counts >= least) & ((order + shift >= 0) | (counts == least))
+    cost = torch.where(fits, counts * shift.square(), torch.inf)
+    best = cost.argmin(-1, keepdim=True)
+    ranks = z.argsort(dim=-1, descending=True).argsort(dim=-1)  # equal values share no rank
+    return torch.where(ranks <= best, z + shift.gather(-1, best), z)
+
+
+def head_sees(net: Reversible) -> tuple[Tensor, Tensor]:
+    r"""The scale a and shift b of each channel by which the head sees features f, in float64.
+
+    The head of :func:`zoo.network.pooling_head` is batch norm, ReLU, mean over space and a linear classifier, so that
+    of each channel it sees :math:`\operatorname{mean} \max(a f + b, 0)` and nothing else; with running statistics,
+    :math:`a = \gamma / \sqrt{v + \epsilon}` and :math:`b = \beta - a m`.
+
+    Raises:
+        InputError: if the network has another head, or is not bijective.
+    """
+    first = net.head[0] if len(net.head) > 1 else None
+    if not isinstance(first, _BatchNorm) or not isinstance(net.head[1], nn.ReLU) or first.running_mean is None:
+        raise InputError(f"the head of {name_of(net)} does not average rectified features, and this analysis needs that")
+    if not net.body.bijective:
+        raise InputError(f"this {name_of(net)} is injective: features that are moved may be those of no image")
+    mean, variance = (torch.as_tensor(each).double() for each in (first.running_mean, first.running_var))
+    scale = torch.as_tensor(first.weight).detach().double() / (variance + first.eps).sqrt()
+    return scale, torch.as_tensor(first.bias).detach().double() - scale * mean
+
+
+@dataclass(frozen=True)
+class Metamers:
+    """Images that the head cannot tell from others."""
+
+    images: Tensor
+    """``(batch, channels, height, width)``, on the network's grid, if it has one."""
+    logits: Tensor
+    """Those of the images whose logits are kept; without a classifier, their pooled features."""
+    found: Tensor
+    """Those of ``images``, which went forward again."""
+    moved: Tensor
+    """How far in features they are from the images that were approached, over the distance between both, ``(batch,)``."""
+
+    @property
+    def differences(self) -> Tensor:
+        """The largest difference of a logit, for each image."""
+        return (self.found - self.logits).abs().amax(dim=1)
+
+
+@torch.no_grad()
+def metamers(net: Reversible, x: Tensor, other: Tensor) -> Metamers:
+    r"""For each image one of equal logits, whose features are the nearest to those of another image.
+
+    .. math::
+        \Phi^{-1} \arg\min_{f} \lVert f - \Phi x' \rVert \quad\text{with}\quad
+        \sum_p \max(a_c f_{cp} + b_c, 0) = \sum_p \max(a_c (\Phi x)_{cp} + b_c, 0) \text{ for each channel } c
+
+    Channel by channel it is :func:`rectified_projection` of :math:`a f + b`; that a channel is scaled changes nothing
+    about which point is nearest. Channels with a = 0 are free. In ``eval``, on the network's grid.
+
+    Source: Jacobsen, Behrmann, Zemel and Bethge, 2019, "Excessive Invariance Causes Adversarial Vulnerability",
+    section 3, whose metameric samples keep the logits of one image and take all other dimensions from another,
+    https://arxiv.org/abs/1811.00401. Their network has logits among its features; here the nearest point is taken.
+
+    Args:
+        net: bijective, with the head of :func:`zoo.network.pooling_head`.
+        x: images whose logits are kept, ``(batch, channels, height, width)``.
+        other: images whose features are approached, of the same shape.
+
+    Raises:
+        InputError: if the shapes differ, the network is not bijective or has another head, or a value leaves the grid.
+
+    Example:
+        >>> import zoo
+        >>> net = zoo.create("irevnet_small", num_classes=2)
+        >>> net.grid = "exact"
+        >>> found = metamers(net, torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16))
+        >>> found.images.shape, bool(found.differences.max() < 1e-5)
+        (torch.Size([1, 3, 16, 16]), True)
+    """
+    if x.shape != other.shape:
+        raise InputError(f"the images must have one shape, got {tuple(x.shape)} and {tuple(other.shape)}")
+    scale, shift = head_sees(net)
+    with evaluating(net), diverging("in the metamers"):
+        kept, features = net.features(x), net.features(other)
+        seen, z = (torch.einsum("bcp,c->bcp", f.double().flatten(2), scale) + shift[:, None] for f in (kept, features))
+        moved = rectified_projection(z, seen.relu().sum(-1)) - z
+        change = torch.where(scale[:, None] == 0, 0, moved / scale[:, None]).view_as(features)
+        images = net.inverse((features.double() + change).to(features.dtype))
+        dtype = next(net.head.parameters()).dtype
+        logits, found = (net.head(f.to(dtype)) for f in (kept, net.features(images)))
+    far = change.flatten(1).norm(dim=1) / (features - kept).double().flatten(1).norm(dim=1)
+    return Metamers(images, logits, found, far)
+
+
+def draw_metamers(
+    kept: Tensor, approached: Tensor, images: Tensor, captions: Sequence[Sequence[str]] | None = None
+) -> Figure:
+    """For each pair its two images, the metamer, and how far it is from both, darker where further.
+
+    Args:
+        kept: the images whose logits the metamers have, ``(batch, 3, height, width)`` in [0, 1].
+        approached: those whose features were approached.
+        images: the metamers; what is beyond [0, 1] is clipped.
+        captions: what stands below these three, for each pair.
+    """
+    titles = ("A: logits kept", "B: approached", "metamer", "|metamer − A|", "|metamer − B|")
+    figure = new_figure(7.6, 1.75 * len(images) + 0.3)
+    grid = figure.subplots(len(images), 5, squeeze=False)
+    for row, (axes, a, b, image) in enumerate(zip(grid, kept, approached, images, strict=True)):
+        shown = [*map(picture, (a, b, image)), *(_distances(image, each) for each in (a, b))]
+        for column, each in enumerate(shown):
+            axes[column].imshow(each, interpolation="nearest", cmap="gray_r", vmin=0, vmax=1)
+            axes[column].set(xticks=[], yticks=[])
+            axes[column].set_frame_on(False)
+            if not row:
+                axes[column].set_title(titles[column], fontsize=8)
+        for column, text in enumerate(captions[row] if captions else ()):
+            axes[column].set_xlabel(text, fontsize=8)
+    return figure
+
+
+def _distances(image: Tensor, other: Tensor) -> "np.ndarray":
+    """The largest of the colours, of images as they are, not clipped."""
+    return (image - other).abs().amax(dim=0).cpu().numpy()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of the command."""
+    parser.add_argument("--pairs", type=positive, metavar="N", default=4, help="of different classes (default: 4)")
+    parser.add_argument(
+        "--pair", type=int, nargs=2, action="append", metavar=("A", "B"), help="numbers of two validation images"
+    )
+
+
+def chosen_pairs(source: Source, pair: Sequence[Sequence[int]] | None, count: int) -> list[tuple[int, int]]:
+    """Those given, or those of :func:`default_pairs`; if all images are of one class, each and the next.
+
+    Raises:
+        InputError: if a number is none of an image, a pair is of one image, or there is only one.
+    """
+    total = len(source)
+    for a, b in pair or ():
+        for i in (a, b):
+            if not 0 <= i < total:
+                raise InputError(f"the validation images have the numbers 0 ... {total - 1}, got {i}")
+        if a == b:
+            raise InputError(f"a pair needs two images, got {a} twice")
+    if pair:
+        return [(a, b) for a, b in pair]
+    if total < 2:
+        raise InputError("a pair needs two images, and there is one")
+    if len(set(source.labels)) < 2:
+        return [(i, (i + 1) % total) for i in range(min(count, total))]
+    return default_pairs(source, count)
+
+
+def run(given: argparse.Namespace, console: Console) -> None:
+    """The command: see ``python -m zoo.analysis metamers --help``."""
+    subject = open_subject(given.checkpoint, device=given.device, size=given.size)
+    net = reversible(subject)
+    head_sees(net)
+    data, name = images_of(given.data)
+    pairs = chosen_pairs(data.validation, given.pair, given.pairs)
+    numbers: list[dict[str, Any]] = []
+    images: list[list[Tensor]] = []
+    with progress_bar("inverting") as progress:
+        for done, pair in enumerate(pairs):
+            x, other = next(subject.batches(data.validation, pair, 2)).split(1)
+            found = metamers(net, x, other)
+            shown = [subject.restored(each)[0].double() for each in (x, other, found.images)]
+            images.append(shown)
+            numbers.append({"images": [data.validation.name(i) for i in pair]} | _numbers(subject, other, found, shown))
+            progress(done + 1, len(pairs))
+    captions = [_captions(each, data.classes) for each in numbers]
+    figure = draw_metamers(*(torch.stack(each) for each in zip(*images, strict=True)), captions)
+    paths = keep(given.output, "metamers", figure, {"pairs": numbers}, subject=subject, data=name, seed=given.seed)
+    what = "logits" if net.num_classes else "pooled features"
+    header = ["pair", "class", f"{what} off by", "clipped", "8 bits", "class of 8 bits", "from A", "from B", "A from B"]
+    rows = [_row(pair, each, data.classes) for pair, each in zip(pairs, numbers, strict=True)]
+    title = f"{subject.model}: metamers with the {what} of A; distances are RMS of a value; beyond [0, 1]: "
+    beyond = [f"{100 * each['beyond']:.1f} %" for each in numbers]
+    show(console, title + ", ".join(beyond), [*header], rows, paths)
+
+
+def _numbers(subject: Subject, other: Tensor, found: Metamers, shown: Sequence[Tensor]) -> dict[str, Any]:
+    """Of one pair; what the logits are, too, of the metamer clipped to [0, 1], and of what a file of 8 bits holds."""
+    net, prepare = subject.net, Preparation(subject.recipe)
+    kept, approached, image = shown
+    clipped = 255 * image.clamp(0, 1)
+    with torch.no_grad(), diverging("in the metamers"):
+        versions = {
+            "A": found.logits,
+            "B": net(other),
+            "metamer": found.found,
+            "clipped": net(prepare(clipped[None])),
+            "8 bits": net(prepare(clipped.round()[None])),
+        }
+    numbers: dict[str, Any] = {
+        "differences": {key: float((each - found.logits).abs().max()) for key, each in versions.items() if key != "A"},
+        "distances": {
+            key: float((a - b).square().mean().sqrt())
+            for key, a, b in (("A", image, kept), ("B", image, approached), ("A to B", kept, approached))
+        },
+        "beyond": float(((image < 0) | (image > 1)).double().mean()),
+        "features_moved": float(found.moved[0]),
+        "logits": {key: each[0].tolist() for key, each in versions.items()},
+    }
+    if getattr(net, "num_classes", 0):
+        best = {key: each[0].double().softmax(dim=0).max(dim=0) for key, each in versions.items()}
+        numbers["classes"] = {key: int(each.indices) for key, each in best.items()}
+        numbers["probabilities"] = {key: float(each.values) for key, each in best.items()}
+    return numbers
+
+
+def _class_name(numbers: dict[str, Any], key: str, classes: Sequence[str]) -> str:
+    if "classes" not in numbers:
+        return "-"
+    label = numbers["classes"][key]
+    return classes[label] if label < len(classes) else str(label)
+
+
+def _captions(numbers: dict[str, Any], classes: Sequence[str]) -> list[str]:
+    if "classes" not in numbers:
+        return []
+    return [
+        f"{_class_name(numbers, key, classes)}: {100 * numbers['probabilities'][key]:.2f} %"
+        for key in ("A", "B", "metamer")
+    ]
+
+
+def _row(pair: tuple[int, int], numbers: dict[str, Any], classes: Sequence[str]) -> list[str]:
+    off, far = numbers["differences"], numbers["distances"]
+    return [
+        " ".join(map(str, pair)),
+        _class_name(numbers, "metamer", classes),
+        *(f"{off[key]:.1e}" for key in ("metamer", "clipped", "8 bits")),
+        _class_name(numbers, "8 bits", classes),
+        *(f"{far[key]:.3f}" for key in ("A", "B", "A to B")),
+    ]
