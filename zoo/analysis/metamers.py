@@ -23,7 +23,10 @@ from zoo.evaluation import evaluating
 from zoo.plots import new_figure
 from zoo.state import name_of
 
-__all__ = ["Metamers", "draw_metamers", "head_sees", "metamers", "rectified_projection"]
+__all__ = ["KEEP", "Metamers", "draw_metamers", "find_metamers", "head_sees", "nearest_sums", "rectified_projection"]
+
+KEEP = ("logits", "pooled")
+"""What a metamer has of the first image: its logits alone, or all pooled values that the classifier sees."""
 
 
 def rectified_projection(z: Tensor, total: Tensor) -> Tensor:
@@ -86,6 +89,62 @@ def _raised(z: Tensor, order: Tensor, shift: Tensor, counts: Tensor) -> Tensor:
     return torch.where(ranks <= best, z + shift.gather(-1, best), z)
 
 
+def nearest_sums(sums: Tensor, wanted: Tensor, matrix: Tensor, ease: Tensor, *, rounds: int = 100) -> Tensor:
+    r"""The nearest sums to these that are not negative and have the same logits as others.
+
+    .. math::
+        \arg\min_{s \ge 0} \sum_c \frac{(s_c - \sigma_c)^2}{2 w_c} \quad\text{with}\quad W s = W \sigma'
+
+    It is :math:`s_c = \max(\sigma_c + w_c (W^\top \lambda)_c, 0)`, whose :math:`\lambda` Newton's method finds: it is
+    where the convex function :math:`\sum_c s_c^2 / (2 w_c) - \lambda^\top W \sigma'` is least.
+
+    Args:
+        sums: σ, not negative, ``(batch, channels)``.
+        wanted: σ', with equal sums where w is 0, ``(batch, channels)``.
+        matrix: W, ``(classes, channels)``.
+        ease: w, how easily a sum is changed; where 0, it stays, ``(batch, channels)``.
+        rounds: at most so many steps.
+
+    Shape:
+        - Output: that of ``sums``
+
+    Example:
+        >>> sums, wanted, ease = torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]], [[1.0, 1.0]]], dtype=torch.float64)
+        >>> nearest_sums(sums, wanted, torch.ones(1, 2, dtype=torch.float64), ease)
+        tensor([[1., 0.]], dtype=torch.float64)
+    """
+    target = wanted @ matrix.mT
+    found = torch.zeros_like(target)
+
+    def at(multipliers: Tensor) -> tuple[Tensor, Tensor]:
+        s = (sums + ease * (multipliers @ matrix)).relu()
+        free = torch.where(ease > 0, s.square() / (2 * ease), 0).sum(1)
+        return s, free + (multipliers * (_fixed(sums, ease) @ matrix.mT - target)).sum(1)
+
+    scale = float(target.abs().amax()) + float((sums @ matrix.mT).abs().amax())
+    unit = torch.eye(len(matrix), dtype=sums.dtype, device=sums.device)
+    for _ in range(rounds):
+        s, value = at(found)
+        slope = s @ matrix.mT - target
+        if float(slope.abs().amax()) <= 1e-13 * scale:
+            break
+        curvature = torch.einsum("kc,bc,jc->bkj", matrix, ease * (s > 0), matrix)
+        size = curvature.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + torch.finfo(s.dtype).tiny
+        step = torch.linalg.solve(curvature + 1e-12 * size * unit, slope)
+        length = torch.ones_like(value)
+        for _ in range(30):  # halved where the function would not fall
+            higher = at(found - length[:, None] * step)[1] > value + 1e-13 * value.abs()
+            if not bool(higher.any()):
+                break
+            length = torch.where(higher, length / 2, length)
+        found = found - length[:, None] * step
+    return at(found)[0]
+
+
+def _fixed(sums: Tensor, ease: Tensor) -> Tensor:
+    return torch.where(ease > 0, 0, sums)
+
+
 def head_sees(net: Reversible) -> tuple[Tensor, Tensor]:
     r"""The scale a and shift b of each channel by which the head sees features f, in float64.
 
@@ -98,7 +157,9 @@ def head_sees(net: Reversible) -> tuple[Tensor, Tensor]:
     """
     first = net.head[0] if len(net.head) > 1 else None
     if not isinstance(first, _BatchNorm) or not isinstance(net.head[1], nn.ReLU) or first.running_mean is None:
-        raise InputError(f"the head of {name_of(net)} does not average rectified features, and this analysis needs that")
+        raise InputError(
+            f"the head of {name_of(net)} does not average rectified features, and this analysis needs that"
+        )
     if not net.body.bijective:
         raise InputError(f"this {name_of(net)} is injective: features that are moved may be those of no image")
     mean, variance = (torch.as_tensor(each).double() for each in (first.running_mean, first.running_var))
@@ -117,7 +178,7 @@ class Metamers:
     found: Tensor
     """Those of ``images``, which went forward again."""
     moved: Tensor
-    """How far in features they are from the images that were approached, over the distance between both, ``(batch,)``."""
+    """Their distance in features from the images that were approached, over that of both images, ``(batch,)``."""
 
     @property
     def differences(self) -> Tensor:
@@ -126,43 +187,56 @@ class Metamers:
 
 
 @torch.no_grad()
-def metamers(net: Reversible, x: Tensor, other: Tensor) -> Metamers:
-    r"""For each image one of equal logits, whose features are the nearest to those of another image.
+def find_metamers(net: Reversible, x: Tensor, other: Tensor, *, keep: str = "logits") -> Metamers:
+    r"""For each image one of equal logits, whose features are close to those of another image.
 
     .. math::
         \Phi^{-1} \arg\min_{f} \lVert f - \Phi x' \rVert \quad\text{with}\quad
-        \sum_p \max(a_c f_{cp} + b_c, 0) = \sum_p \max(a_c (\Phi x)_{cp} + b_c, 0) \text{ for each channel } c
+        \sum_p \max(a_c f_{cp} + b_c, 0) = s_c \text{ for each channel } c
+
+    With ``keep="pooled"`` the sums :math:`s_c` are those of x, and all that the classifier sees. It need not see the
+    same for equal logits: with ``"logits"`` they are :func:`nearest_sums` to those of x', weighted by what it costs to
+    change them, :math:`w_c = n_c a_c^2` for :math:`n_c` active units of x', 1 at least. These are not the nearest
+    features of equal logits, for active units may become inactive on the way; the sums being given, they are.
 
     Channel by channel it is :func:`rectified_projection` of :math:`a f + b`; that a channel is scaled changes nothing
     about which point is nearest. Channels with a = 0 are free. In ``eval``, on the network's grid.
 
-    Source: Jacobsen, Behrmann, Zemel and Bethge, 2019, "Excessive Invariance Causes Adversarial Vulnerability",
-    section 3, whose metameric samples keep the logits of one image and take all other dimensions from another,
-    https://arxiv.org/abs/1811.00401. Their network has logits among its features; here the nearest point is taken.
+    Source: Jacobsen, Behrmann, Zemel and Bethge, 2019, "Excessive Invariance Causes Adversarial Vulnerability", whose
+    metameric samples keep the logits of one image and take all other dimensions from another,
+    https://arxiv.org/abs/1811.00401. There logits are dimensions of the features; here the features are moved.
 
     Args:
         net: bijective, with the head of :func:`zoo.network.pooling_head`.
         x: images whose logits are kept, ``(batch, channels, height, width)``.
         other: images whose features are approached, of the same shape.
+        keep: ``"logits"`` or ``"pooled"``; without a classifier both are the same.
 
     Raises:
+        ValueError: if ``keep`` is neither.
         InputError: if the shapes differ, the network is not bijective or has another head, or a value leaves the grid.
 
     Example:
         >>> import zoo
         >>> net = zoo.create("irevnet_small", num_classes=2)
         >>> net.grid = "exact"
-        >>> found = metamers(net, torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16))
+        >>> found = find_metamers(net, torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16))
         >>> found.images.shape, bool(found.differences.max() < 1e-5)
         (torch.Size([1, 3, 16, 16]), True)
     """
+    if keep not in KEEP:
+        raise ValueError(f"find_metamers: keep must be one of {', '.join(KEEP)}, got {keep!r}.")
     if x.shape != other.shape:
         raise InputError(f"the images must have one shape, got {tuple(x.shape)} and {tuple(other.shape)}")
     scale, shift = head_sees(net)
-    with evaluating(net), diverging("in the metamers"):
+    with evaluating(net), diverging("in the metamers", otherwise=""):
         kept, features = net.features(x), net.features(other)
-        seen, z = (torch.einsum("bcp,c->bcp", f.double().flatten(2), scale) + shift[:, None] for f in (kept, features))
-        moved = rectified_projection(z, seen.relu().sum(-1)) - z
+        seen, z = (f.double().flatten(2) * scale[:, None] + shift[:, None] for f in (kept, features))
+        sums = seen.relu().sum(-1)
+        if keep == "logits" and isinstance(classifier := net.head[-1], nn.Linear):
+            ease = (z > 0).sum(-1).clamp(min=1) * scale.square()
+            sums = nearest_sums(z.relu().sum(-1), sums, classifier.weight.double(), ease)
+        moved = rectified_projection(z, sums) - z
         change = torch.where(scale[:, None] == 0, 0, moved / scale[:, None]).view_as(features)
         images = net.inverse((features.double() + change).to(features.dtype))
         dtype = next(net.head.parameters()).dtype
@@ -209,6 +283,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pair", type=int, nargs=2, action="append", metavar=("A", "B"), help="numbers of two validation images"
     )
+    parser.add_argument("--keep", choices=KEEP, default="logits", help="what the metamer has of A (default: logits)")
 
 
 def chosen_pairs(source: Source, pair: Sequence[Sequence[int]] | None, count: int) -> list[tuple[int, int]]:
@@ -245,14 +320,23 @@ def run(given: argparse.Namespace, console: Console) -> None:
     with progress_bar("inverting") as progress:
         for done, pair in enumerate(pairs):
             x, other = next(subject.batches(data.validation, pair, 2)).split(1)
-            found = metamers(net, x, other)
+            found = find_metamers(net, x, other, keep=given.keep)
             shown = [subject.restored(each)[0].double() for each in (x, other, found.images)]
             images.append(shown)
             numbers.append({"images": [data.validation.name(i) for i in pair]} | _numbers(subject, other, found, shown))
             progress(done + 1, len(pairs))
     captions = [_captions(each, data.classes) for each in numbers]
-    figure = draw_metamers(*(torch.stack(each) for each in zip(*images, strict=True)), captions)
-    paths = keep(given.output, "metamers", figure, {"pairs": numbers}, subject=subject, data=name, seed=given.seed)
+    kept, approached, moved = (torch.stack(each) for each in zip(*images, strict=True))
+    figure = draw_metamers(kept, approached, moved, captions)
+    paths = keep(
+        given.output,
+        "metamers",
+        figure,
+        {"keep": given.keep, "pairs": numbers},
+        subject=subject,
+        data=name,
+        seed=given.seed,
+    )
     what = "logits" if net.num_classes else "pooled features"
     header = ["pair", "class", f"{what} off by", "clipped", "8 bits", "class of 8 bits", "from A", "from B", "A from B"]
     rows = [_row(pair, each, data.classes) for pair, each in zip(pairs, numbers, strict=True)]
@@ -291,14 +375,14 @@ def _numbers(subject: Subject, other: Tensor, found: Metamers, shown: Sequence[T
     return numbers
 
 
-def _class_name(numbers: dict[str, Any], key: str, classes: Sequence[str]) -> str:
+def _class_name(numbers: dict[str, Any], key: str, classes: list[str]) -> str:
     if "classes" not in numbers:
         return "-"
     label = numbers["classes"][key]
     return classes[label] if label < len(classes) else str(label)
 
 
-def _captions(numbers: dict[str, Any], classes: Sequence[str]) -> list[str]:
+def _captions(numbers: dict[str, Any], classes: list[str]) -> list[str]:
     if "classes" not in numbers:
         return []
     return [
@@ -307,7 +391,7 @@ def _captions(numbers: dict[str, Any], classes: Sequence[str]) -> list[str]:
     ]
 
 
-def _row(pair: tuple[int, int], numbers: dict[str, Any], classes: Sequence[str]) -> list[str]:
+def _row(pair: tuple[int, int], numbers: dict[str, Any], classes: list[str]) -> list[str]:
     off, far = numbers["differences"], numbers["distances"]
     return [
         " ".join(map(str, pair)),

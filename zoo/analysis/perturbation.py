@@ -33,8 +33,8 @@ SHOWN = 3
 class Perturbation:
     """Images that come back of values with noise added."""
 
-    block: str
-    """The name of the layer whose values they are; the last one's are the features."""
+    block: str | None
+    """The name of the layer whose values they are; ``None``: the features."""
     noise: tuple[float, ...]
     """The norm of the noise over that of the values of each image."""
     images: Tensor
@@ -78,11 +78,12 @@ def perturb(
         >>> import zoo
         >>> net = zoo.create("irevnet_small", num_classes=2)
         >>> found = perturb(net, torch.rand(2, 3, 16, 16), [1e-3, 1])
-        >>> found.block, found.images.shape, found.amplification.shape
-        ('11', torch.Size([2, 2, 3, 16, 16]), torch.Size([2, 2]))
+        >>> found.images.shape, found.amplification.shape
+        (torch.Size([2, 2, 3, 16, 16]), torch.Size([2, 2]))
     """
     check_noise(noise)
-    name = (block or block_names(net)[-1]).removeprefix("body.")
+    names = block_names(net)
+    name = (block or names[-1]).removeprefix("body.")
     plain, x = copy_without_grid(net, torch.float64), x.detach().double()
     value = features_at(plain, x, name)
     streams = value if isinstance(value, tuple) else (value,)
@@ -99,7 +100,7 @@ def perturb(
         moved = tuple(part.view(stream.shape) for part, stream in zip(parts, streams, strict=True))
         images.append(inverse_from(plain, moved if isinstance(value, tuple) else moved[0], name))
     errors = torch.stack([relative_errors(each, x) for each in images]).cpu()
-    return Perturbation(name, tuple(map(float, noise)), torch.stack(images), errors)
+    return Perturbation(None if name == names[-1] else name, tuple(map(float, noise)), torch.stack(images), errors)
 
 
 def check_noise(noise: Sequence[float]) -> None:
@@ -125,7 +126,8 @@ def draw_perturbation(found: Perturbation, originals: Tensor) -> Figure:
     columns = [originals, *found.images]
     rows = min(SHOWN, len(originals))
     figure = new_figure(max(1.05 * len(columns) + 0.4, 6), 1.1 * rows + 3.4)
-    above, below = figure.subfigures(2, 1, height_ratios=[1.1 * rows + 0.3, 3.1])
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.1 * rows + 0.3, 3.1])
+    above, below = parts[:, 0]
     strips = above.subplots(rows, len(columns), squeeze=False)
     titles = ["image", *(f"noise {size:g}" for size in found.noise)]
     for column, (title, images) in enumerate(zip(titles, columns, strict=True)):
@@ -140,7 +142,7 @@ def draw_perturbation(found: Perturbation, originals: Tensor) -> Figure:
     axes.plot(sizes, np.median(finite, axis=1), "-o", markersize=4, color="C0", label="median")
     axes.plot(sizes, sizes, "k:", label="as large as the noise")
     axes.set(xscale="log", yscale="log", ylabel="relative error of the image")
-    axes.set_xlabel("noise, relative to the values of " + ("the features" if found.images.ndim < 1 else found.block))
+    axes.set_xlabel(f"noise, relative to {_place(found)}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -181,8 +183,11 @@ def run(given: argparse.Namespace, console: Console) -> None:
         [f"{size:g}", *(f"{figure:.3g}" for figure in _middle_and_end(error, gain)), f"{100 * share:.1f} %"]
         for size, error, gain, share in zip(found.noise, found.errors, found.amplification, beyond, strict=True)
     ]
-    where = "the features" if found.block == block_names(net)[-1] else f"the values at {found.block}"
-    show(console, f"{subject.model}: noise in {where} of {len(chosen)} images", header, rows, paths)
+    show(console, f"{subject.model}: noise in {_place(found)} of {len(chosen)} images", header, rows, paths)
+
+
+def _place(found: Perturbation) -> str:
+    return "the features" if found.block is None else f"the values at {found.block}"
 
 
 def _middle_and_end(*figures: Tensor) -> list[float]:

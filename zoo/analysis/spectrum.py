@@ -184,10 +184,10 @@ def spectrum_cost(
     jacobian = Jacobian(plain.features, x, block=block)
     v = torch.randn(min(block, dimension), dimension, dtype=x.dtype, device=x.device)
     u = jacobian.times(v)  # the first is slower
-    ahead = seconds_of(lambda: jacobian.times(v), x.device)
-    back = seconds_of(lambda: jacobian.transposed_times(u), x.device)
+    ahead = _seconds(lambda: jacobian.times(v), x.device)
+    back = _seconds(lambda: jacobian.transposed_times(u), x.device)
     square = torch.randn(512, 512, dtype=x.dtype, device=x.device)
-    per_operation = seconds_of(lambda: square @ square, x.device) / (2 * 512**3)
+    per_operation = _seconds(lambda: square @ square, x.device) / (2 * 512**3)
     work = 16 * block * max(dimension, jacobian.rows)
     if is_dense(k, dimension):
         values = 3 * dimension * jacobian.rows
@@ -212,7 +212,7 @@ def largest_fitting(net: Reversible, image: Tensor, k: int, free: int, *, double
     return 0
 
 
-def seconds_of(function: Callable[[], Any], device: torch.device) -> float:
+def _seconds(function: Callable[[], Any], device: torch.device) -> float:
     """The least of three times, for what runs beside takes some."""
     times: list[float] = []
     for _ in range(4):
