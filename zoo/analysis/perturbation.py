@@ -82,8 +82,8 @@ def perturb(
         (torch.Size([2, 2, 3, 16, 16]), torch.Size([2, 2]))
     """
     check_noise(noise)
-    names = block_names(net)
-    name = (block or names[-1]).removeprefix("body.")
+    last = block_names(net)[-1]
+    name = block or last
     plain, x = copy_without_grid(net, torch.float64), x.detach().double()
     value = features_at(plain, x, name)
     streams = value if isinstance(value, tuple) else (value,)
@@ -100,7 +100,8 @@ def perturb(
         moved = tuple(part.view(stream.shape) for part, stream in zip(parts, streams, strict=True))
         images.append(inverse_from(plain, moved if isinstance(value, tuple) else moved[0], name))
     errors = torch.stack([relative_errors(each, x) for each in images]).cpu()
-    return Perturbation(None if name == names[-1] else name, tuple(map(float, noise)), torch.stack(images), errors)
+    place = name.removeprefix("body.")
+    return Perturbation(None if place == last else place, tuple(map(float, noise)), torch.stack(images), errors)
 
 
 def check_noise(noise: Sequence[float]) -> None:

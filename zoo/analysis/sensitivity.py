@@ -79,8 +79,11 @@ class Sensitivity:
 
 @contextmanager
 def _few_threads(x: Tensor) -> Generator[None]:
-    """One thread for small images on a CPU: where other programs run, too, two wait for each other much longer than
-    they work (30 s for what takes one thread 1.6 s, at 3,072 dimensions on two busy cores)."""
+    """One thread for small images on a CPU.
+
+    Where other programs run, too, two wait for each other longer than they work: 30 s for what takes one 1.6 s, at
+    3,072 dimensions on two busy cores.
+    """
     before = torch.get_num_threads()
     if x.device.type == "cpu" and x.numel() <= FEW:
         torch.set_num_threads(1)
@@ -178,9 +181,11 @@ def _extent(function: Callable[[Any], Any], point: Any, seed: int) -> _Extent:
         streams = tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
         return _pack(function(streams if isinstance(point, tuple) else streams[0]))
 
+    x = _pack(point)
+    small = x.numel() <= DENSE
     # Few products are made of each, so that it does not pay to linearize.
-    jacobian = Jacobian(packed, _pack(point), block=BLOCK, linearize=False)
-    if min(jacobian.columns, jacobian.rows) <= DENSE:
+    jacobian = Jacobian(packed, x, block=DENSE if small else BLOCK, linearize=False)
+    if small:
         values = torch.linalg.svdvals(jacobian.dense().double())
         energy, largest, residual = float(values.square().sum()), float(values[0]), 0.0
     else:
