@@ -44,7 +44,7 @@ def simplex(z, total):
 
 
 def by_trying(z, total):
-    """The distance of the projection: of each set of units that may be active to a simplex; the others end at most at 0."""
+    """The distance to the set: for each choice of active units these go to a simplex, the others end at most at 0."""
     distances = [float(z.relu().norm())] if total == 0 else []
     for size in range(1, len(z) + 1):
         for chosen in itertools.combinations(range(len(z)), size):

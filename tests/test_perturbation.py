@@ -66,7 +66,7 @@ def test_the_noise_has_the_size_that_was_asked_for_at_the_block(block):
         assert torch.allclose(moved, torch.full((3,), size).double(), rtol=1e-6)
         expected = (images - x.double()).flatten(1).norm(dim=1) / x.double().flatten(1).norm(dim=1)
         assert torch.allclose(errors, expected)
-    assert torch.equal(found.amplification, found.errors / torch.tensor([[1e-3], [0.5]]).double())
+    assert torch.equal(found.amplification, found.errors / torch.tensor([[1e-3], [0.5]], dtype=torch.float64))
     assert found.block == block
 
 

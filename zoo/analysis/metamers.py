@@ -337,12 +337,22 @@ def run(given: argparse.Namespace, console: Console) -> None:
         data=name,
         seed=given.seed,
     )
-    what = "logits" if net.num_classes else "pooled features"
-    header = ["pair", "class", f"{what} off by", "clipped", "8 bits", "class of 8 bits", "from A", "from B", "A from B"]
     rows = [_row(pair, each, data.classes) for pair, each in zip(pairs, numbers, strict=True)]
-    title = f"{subject.model}: metamers with the {what} of A; distances are RMS of a value; beyond [0, 1]: "
-    beyond = [f"{100 * each['beyond']:.1f} %" for each in numbers]
-    show(console, title + ", ".join(beyond), [*header], rows, paths)
+    header = [
+        "A, B",
+        "class",
+        "off by",
+        "clipped",
+        "8 bits",
+        "its class",
+        "from A",
+        "from B",
+        "A from B",
+        "beyond [0, 1]",
+    ]
+    kept_is = "pooled features" if given.keep == "pooled" or not net.num_classes else "logits"
+    title = f"{subject.model}: metamers with the {kept_is} of A; logits' largest difference, RMS of a pixel value"
+    show(console, title, header, rows, paths)
 
 
 def _numbers(subject: Subject, other: Tensor, found: Metamers, shown: Sequence[Tensor]) -> dict[str, Any]:
@@ -396,7 +406,8 @@ def _row(pair: tuple[int, int], numbers: dict[str, Any], classes: list[str]) -> 
     return [
         " ".join(map(str, pair)),
         _class_name(numbers, "metamer", classes),
-        *(f"{off[key]:.1e}" for key in ("metamer", "clipped", "8 bits")),
+        *(f"{off[key]:.2g}" for key in ("metamer", "clipped", "8 bits")),
         _class_name(numbers, "8 bits", classes),
         *(f"{far[key]:.3f}" for key in ("A", "B", "A to B")),
+        f"{100 * numbers['beyond']:.1f} %",
     ]

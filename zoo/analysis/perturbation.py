@@ -168,7 +168,8 @@ def run(given: argparse.Namespace, console: Console) -> None:
     found = perturb(net, x, given.noise, block=given.block, seed=given.seed)
     shown = subject.restored(found.images)
     pictures = Perturbation(found.block, found.noise, shown, found.errors)
-    beyond = ((shown < 0) | (shown > 1)).flatten(1).double().mean(dim=1).tolist()
+    half = 0.5 / 255  # of a step of 8 bits: black becomes a little less than black by any noise
+    beyond = ((shown < -half) | (shown > 1 + half)).flatten(1).double().mean(dim=1).tolist()
     numbers = {
         "block": found.block,
         "images": [data.validation.name(i) for i in chosen],
