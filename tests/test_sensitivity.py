@@ -123,12 +123,12 @@ def test_the_command_writes_a_table_and_numbers(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint = save_pretrained(network(), tmp_path / "net")
     options = ["--checkpoint", str(checkpoint), "--output", "out", "--size", "8"]
-    assert main(["sensitivity", *options, "--images", "2"]) == 0
+    assert main(["sensitivity", *options, "--images", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "for each of 2 images" in shown
+    assert "for each of 1 images" in shown
     assert "condition number" in shown
     found = json.loads((tmp_path / "out" / "sensitivity.json").read_text())
-    assert [len(each["blocks"]) for each in found["found"]] == [3, 3]
+    assert [len(each["blocks"]) for each in found["found"]] == [3]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"sensitivity.{e}" for e in ("json", "png", "svg")}
     other = save_pretrained(zoo.create("resnet_small", num_classes=2), tmp_path / "resnet")
     assert main(["sensitivity", "--checkpoint", str(other), "--size", "8"]) == 2

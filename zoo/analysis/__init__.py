@@ -3,8 +3,9 @@
 from zoo.analysis.blocks import block_names, features_at, inverse_from
 from zoo.analysis.interpolation import Interpolation, draw_interpolations, equal_steps, interpolate, write_animation
 from zoo.analysis.jacobian import Jacobian, LargestValues, basis_size, largest_singular_values
-from zoo.analysis.metamers import Metamers, draw_metamers, find_metamers, head_sees, nearest_sums, rectified_projection
+from zoo.analysis.metamers import Metamers, draw_metamers, find_metamers, head_sees
 from zoo.analysis.perturbation import Perturbation, draw_perturbation, perturb
+from zoo.analysis.projection import nearest_sums, rectified_projection
 from zoo.analysis.roundoff import RoundOff, draw_roundoff, noises, relative_inversion_errors
 from zoo.analysis.sensitivity import (
     BlockSensitivity,
