@@ -33,7 +33,7 @@ KEEP = ("logits", "pooled")
 def head_sees(net: Reversible) -> tuple[Tensor, Tensor]:
     r"""The scale a and shift b of each channel by which the head sees features f, in float64.
 
-    The head of :func:`zoo.network.pooling_head` is batch norm, ReLU, mean over space and a linear classifier, so that
+    The head of ``zoo.network.pooling_head`` is batch norm, ReLU, mean over space and a linear classifier, so that
     of each channel it sees :math:`\operatorname{mean} \max(a f + b, 0)` and nothing else; with running statistics,
     :math:`a = \gamma / \sqrt{v + \epsilon}` and :math:`b = \beta - a m`.
 
@@ -92,7 +92,7 @@ def find_metamers(net: Reversible, x: Tensor, other: Tensor, *, keep: str = "log
     https://arxiv.org/abs/1811.00401. There logits are dimensions of the features; here the features are moved.
 
     Args:
-        net: bijective, with the head of :func:`zoo.network.pooling_head`.
+        net: bijective, with the head of ``zoo.network.pooling_head``.
         x: images whose logits are kept, ``(batch, channels, height, width)``.
         other: images whose features are approached, of the same shape.
         keep: ``"logits"`` or ``"pooled"``; without a classifier both are the same.
