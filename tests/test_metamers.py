@@ -157,7 +157,9 @@ def test_without_a_classifier_pooled_features_are_kept():
 def test_an_image_is_its_own_metamer():
     net, (x, _) = network(), images()
     for keep in ("logits", "pooled"):
-        assert torch.allclose(find_metamers(net, x, x, keep=keep).images, x.double(), atol=1e-8)
+        found = find_metamers(net, x, x, keep=keep)
+        assert torch.allclose(found.images, x.double(), atol=1e-8)
+        assert found.moved.tolist() == [0, 0]
 
 
 def test_wrong_networks_and_images_are_refused():

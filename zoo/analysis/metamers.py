@@ -126,7 +126,8 @@ def find_metamers(net: Reversible, x: Tensor, other: Tensor, *, keep: str = "log
         images = net.inverse((features.double() + change).to(features.dtype))
         dtype = next(net.head.parameters()).dtype
         logits, found = (net.head(f.to(dtype)) for f in (kept, net.features(images)))
-    far = change.flatten(1).norm(dim=1) / (features - kept).double().flatten(1).norm(dim=1)
+    apart = (features - kept).double().flatten(1).norm(dim=1)
+    far = torch.where(apart > 0, change.flatten(1).norm(dim=1) / apart, 0)
     return Metamers(images, logits, found, far)
 
 
