@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from zoo.analysis import curves, everything, interpolation, roundoff, spectrum
+from zoo.analysis import curves, everything, interpolation, metamers, perturbation, roundoff, sensitivity, spectrum
 from zoo.analysis.figures import check_output
 from zoo.analysis.subject import add_beside, threads_for
 from zoo.arguments import count, positive
@@ -20,6 +20,9 @@ ANALYSES = {
     "spectrum": (spectrum, "singular values of the features' differential at an image (Figure 4)"),
     "interpolation": (interpolation, "images on the line between the features of two (Figure 5)"),
     "roundoff": (roundoff, "how far off the inverse is, by image and by block (section 4.2)"),
+    "sensitivity": (sensitivity, "the condition of each block, and where the inverse amplifies"),
+    "perturbation": (perturbation, "what comes back of features, or values at a block, with noise added"),
+    "metamers": (metamers, "images with the logits of one image and the features of another, nearly"),
 }
 
 _ALL = "all"

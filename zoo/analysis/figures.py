@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 
 from zoo.analysis.subject import Subject
 from zoo.checkpoints import write
 from zoo.environment import environment
 from zoo.errors import InputError, reason
 
-__all__ = ["check_output", "keep", "progress_bar", "show"]
+__all__ = ["check_output", "keep", "picture", "progress_bar", "show"]
 
 
 def keep(
@@ -86,6 +89,12 @@ def check_output(folder: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {reason(error)}") from None
+
+
+def picture(image: Tensor) -> "np.ndarray":
+    """An image ``(3, height, width)`` in [0, 1] as 8-bit pixels ``(height, width, 3)``; what is beyond is clipped."""
+    inside = image.detach().cpu().double().nan_to_num().clamp(0, 1)
+    return (255 * inside).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def show(console: Console, title: str, header: list[str], rows: list[list[str]], paths: list[Path]) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from invertible import StreamRangeError
-from zoo.analysis.figures import keep, progress_bar, show
+from zoo.analysis.figures import keep, picture, progress_bar, show
 from zoo.analysis.subject import Reversible, images_of, open_subject, reversible
 from zoo.arguments import positive
 from zoo.data import Source
@@ -139,7 +139,7 @@ def draw_interpolations(found: Sequence[Interpolation]) -> Figure:
     for i, each in enumerate(found):
         for row, (name, images) in enumerate((("features", each.images), ("pixels", each.pixels))):
             for axes, t, image in zip(strips[2 * i + row], each.steps, images, strict=False):
-                axes.imshow(_picture(image), interpolation="nearest")
+                axes.imshow(picture(image), interpolation="nearest")
                 if not row:
                     axes.set_title(f"t = {t:.2f}", fontsize=7)
             strips[2 * i + row][0].set_ylabel(name, fontsize=8)
@@ -161,7 +161,7 @@ def write_animation(found: Interpolation, path: Path, *, pixels: int = 128, mill
     factor = -(-pixels // found.images.shape[2])
     frames: list[Image.Image] = []
     for pair in zip(found.images, found.pixels, strict=True):
-        both = np.concatenate([_picture(image) for image in pair], axis=1)
+        both = np.concatenate([picture(image) for image in pair], axis=1)
         frames.append(Image.fromarray(both.repeat(factor, 0).repeat(factor, 1)))
     frames += frames[-2:0:-1]
     try:
@@ -169,11 +169,6 @@ def write_animation(found: Interpolation, path: Path, *, pixels: int = 128, mill
         frames[0].save(path, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
     except OSError as error:
         raise InputError(f"cannot write {path}: {reason(error)}") from None
-
-
-def _picture(image: Tensor) -> "np.ndarray":
-    pixels = (255 * image.detach().cpu().double().clamp(0, 1)).round().to(torch.uint8)
-    return pixels.permute(1, 2, 0).numpy()
 
 
 def default_pairs(source: Source, count: int) -> list[tuple[int, int]]:
