@@ -19,7 +19,7 @@ from zoo.analysis.subject import Reversible, Subject, images_of, open_subject, r
 from zoo.arguments import positive
 from zoo.augment import Preparation
 from zoo.data import Source
-from zoo.errors import InputError, diverging
+from zoo.errors import InputError, UnsuitedError, diverging
 from zoo.evaluation import evaluating
 from zoo.plots import new_figure
 from zoo.state import name_of
@@ -38,15 +38,15 @@ def head_sees(net: Reversible) -> tuple[Tensor, Tensor]:
     :math:`a = \gamma / \sqrt{v + \epsilon}` and :math:`b = \beta - a m`.
 
     Raises:
-        InputError: if the network has another head, or is not bijective.
+        UnsuitedError: if the network has another head, or is not bijective.
     """
     first = net.head[0] if len(net.head) > 1 else None
     if not isinstance(first, _BatchNorm) or not isinstance(net.head[1], nn.ReLU) or first.running_mean is None:
-        raise InputError(
+        raise UnsuitedError(
             f"the head of {name_of(net)} does not average rectified features, and this analysis needs that"
         )
     if not net.body.bijective:
-        raise InputError(f"this {name_of(net)} is injective: features that are moved may be those of no image")
+        raise UnsuitedError(f"this {name_of(net)} is injective: features that are moved may be those of no image")
     mean, variance = (torch.as_tensor(each).double() for each in (first.running_mean, first.running_var))
     scale = torch.as_tensor(first.weight).detach().double() / (variance + first.eps).sqrt()
     return scale, torch.as_tensor(first.bias).detach().double() - scale * mean
