@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from zoo.analysis import interpolation, roundoff, spectrum
+from zoo.analysis import contraction, dimensionality, interpolation, roundoff, separation, spectrum
 from zoo.arguments import positive
 from zoo.configuring import default_device
 from zoo.errors import InputError
@@ -14,6 +14,9 @@ from zoo.errors import InputError
 ANALYSES = {
     "spectrum": (spectrum, "singular values of the features' differential at an image (Figure 4)"),
     "interpolation": (interpolation, "images on the line between the features of two (Figure 5)"),
+    "separation": (separation, "accuracy of simple classifiers on the features after every block (Figure 6)"),
+    "dimensionality": (dimensionality, "accuracy by the number of principal components (Figure 7)"),
+    "contraction": (contraction, "distances within and between classes, and dimension, by depth (section 5)"),
     "roundoff": (roundoff, "how far off the inverse is, by image and by block (section 4.2)"),
 }
 
@@ -58,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
+        print("stopped; no figure was written", file=sys.stderr)
         return 130
     return 0
 

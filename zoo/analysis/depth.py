@@ -60,7 +60,7 @@ def blocks_of(net: nn.Module) -> dict[str, nn.Module]:
     return {names[block]: block for block in found}
 
 
-def _blocks(net: nn.Module) -> list[nn.Module]:
+def _blocks(net: nn.Module) -> Sequence[nn.Module]:
     if isinstance(net, IRevNet):
         return [layer for layer in net.body if isinstance(layer, Coupling)]
     if isinstance(net, ResNet):
