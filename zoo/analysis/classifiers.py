@@ -32,9 +32,6 @@ Array = np.ndarray[Any, Any]
 COSTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """The values of the SVM's C that cross-validation chooses from, ascending."""
 
-_PATIENCE = 2
-"""So many of them in a row that are no better end the search: a large C is slow, and the largest the slowest."""
-
 FOLDS = 3
 """Of the cross-validation."""
 
@@ -119,8 +116,7 @@ def spread_over_classes(labels: Array, count: int, *, seed: int = 0) -> Array:
 def best_cost(x: Array, labels: Array, *, seed: int = 0) -> float:
     """The C of a linear SVM with the best accuracy in cross-validation on a small part of the images.
 
-    It is one of :data:`COSTS`, of equally good ones the smallest; from two in a row on that are no better than the best
-    so far, larger ones are not tried. The part is 500 images, or 20 for each class if that
+    It is one of :data:`COSTS`, of equally good ones the smallest. The part is 500 images, or 20 for each class if that
     is more, spread over the classes; the folds are stratified.
 
     Source: i-RevNet, section 5.1, which gives neither the values nor the sizes, https://arxiv.org/abs/1802.07088
@@ -138,13 +134,14 @@ def best_cost(x: Array, labels: Array, *, seed: int = 0) -> float:
     part = spread_over_classes(labels, count, seed=seed)
     x, labels = x[part], labels[part]
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    best, most, worse = COSTS[0], -1.0, 0
+    best, most = COSTS[0], -1.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # it happens where C is too large in any case
         for cost in COSTS:
             mean = float(np.mean(cross_val_score(_svm(cost, seed), x, labels, cv=folds)))
-            best, most, worse = (cost, mean, 0) if mean > most else (best, most, worse + 1)
-            if worse == _PATIENCE:
+            if mean > most:
+                best, most = cost, mean
+            if most == 1:  # nothing is better, and a large C is slow
                 break
     return best
 

@@ -238,9 +238,9 @@ class DepthPass:
         shapes: list[tuple[int, ...]] = [*((total, width) for width in self.widths), (total,), (total,)]
         try:
             done = json.loads((self.folder / "progress.json").read_text())["done"]
-            arrays = [np.load(path, mmap_mode="r+") for path in paths]
-            if [array.shape for array in arrays] == shapes and 0 <= done <= total:
-                return arrays, done
+            # Read-only first, for then a file that is too short is refused; otherwise it would be filled up with zeros.
+            if [np.load(path, mmap_mode="r").shape for path in paths] == shapes and 0 <= done <= total:
+                return [np.load(path, mmap_mode="r+") for path in paths], done
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             pass
         (self.folder / "progress.json").unlink(missing_ok=True)
