@@ -1,6 +1,6 @@
 """The analyses of the i-RevNet paper, each of any network: ``python -m zoo.analysis NAME --checkpoint RUN``."""
 
-from zoo.analysis.classifiers import Scores, best_cost, class_scores, principal_components, standardized
+from zoo.analysis.classifiers import Scores, best_cost, class_scores, standardized
 from zoo.analysis.contraction import (
     Contraction,
     class_distances,
@@ -54,7 +54,6 @@ __all__ = [
     "largest_singular_values",
     "noises",
     "open_subject",
-    "principal_components",
     "relative_inversion_errors",
     "reversible",
     "separation_by_depth",

@@ -116,7 +116,7 @@ def spread_over_classes(labels: Array, count: int, *, seed: int = 0) -> Array:
 def best_cost(x: Array, labels: Array, *, seed: int = 0) -> float:
     """The C of a linear SVM with the best accuracy in cross-validation on a small part of the images.
 
-    It is one of :data:`COSTS`, of equally good ones the smallest. The part is 500 images, or 20 for each class if that
+    It is a power of ten from 1e-5 to 10, of equally good ones the smallest. The part is 500 images, or 20 for each class if that
     is more, spread over the classes; the folds are stratified.
 
     Source: i-RevNet, section 5.1, which gives neither the values nor the sizes, https://arxiv.org/abs/1802.07088
@@ -128,6 +128,10 @@ def best_cost(x: Array, labels: Array, *, seed: int = 0) -> float:
 
     Raises:
         InputError: if there are fewer than two classes, or one has fewer images than there are folds.
+
+    Example:
+        >>> best_cost(np.array([[-1.0], [1.0]] * 5), np.array([0, 1] * 5))  # each is perfect: the smallest
+        1e-05
     """
     check_folds(labels)
     count = max(_SUBSET, _OF_EACH * len(np.unique(labels)))

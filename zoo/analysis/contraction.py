@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from rich.console import Console
 from sklearn.metrics import pairwise_distances_chunked
 
@@ -175,6 +175,9 @@ def draw_contraction(found: Sequence[Sequence[Contraction]], titles: Sequence[st
     distances.set(ylabel="mean distance / √(2 · features)", ylim=(0, None))
     ratios.set(ylabel="distance within / between classes", ylim=(0, 1.05))
     dimensions.set(ylabel="dimension", yscale="log")
+    dimensions.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    dimensions.yaxis.set_major_formatter(ScalarFormatter())
+    dimensions.yaxis.set_minor_formatter(NullFormatter())
     for axes in (distances, ratios, dimensions):
         axes.set_xlabel("block")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

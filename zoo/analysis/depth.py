@@ -265,8 +265,9 @@ def features_by_depth(
 ) -> Features:
     """Computes the averaged features of images after every block, or takes them from where they were kept.
 
-    A pass that was killed goes on with the batch at which it stopped. See :class:`DepthPass`, and
-    :func:`averages_by_depth` for what they are.
+    They are those of :func:`averages_by_depth`. A pass that was killed goes on with the batch at which it stopped. Other
+    weights, images, transforms or sizes have a folder of their own; an image is known by its name, its label, and the
+    size and time of its file.
 
     Args:
         subject: whose network: see :func:`zoo.analysis.open_subject`.

@@ -55,6 +55,12 @@ def choose(data: Data, *, classes: int | None = None, images: int | None = None,
 
     Raises:
         InputError: if there are fewer than two classes, or fewer classes or images than asked for.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> images = SimpleNamespace(labels=np.array([0, 0, 1, 1]))
+        >>> choose(SimpleNamespace(classes=["a", "b"], training=images, validation=images), images=2).classes
+        (0, 1)
     """
     total = len(data.classes)
     if total < 2:
