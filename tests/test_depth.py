@@ -215,6 +215,12 @@ def test_a_disk_without_room_and_a_second_process_are_refused(setting, monkeypat
         features_by_depth(subject, data.training, range(3), setting.root / "features")
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused(setting):
+    (setting.root / "features").write_bytes(b"")
+    with pytest.raises(InputError, match=r"cannot write to .*features/\w+: Not a directory"):
+        kept(setting)
+
+
 def test_images_that_cannot_be_read_and_values_that_are_not_finite_are_refused(setting):
     (setting.data / "val" / "b" / "1.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"cannot read the image .*b/1.png: not an image file"):

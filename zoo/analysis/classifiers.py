@@ -116,8 +116,8 @@ def spread_over_classes(labels: Array, count: int, *, seed: int = 0) -> Array:
 def best_cost(x: Array, labels: Array, *, seed: int = 0) -> float:
     """The C of a linear SVM with the best accuracy in cross-validation on a small part of the images.
 
-    It is a power of ten from 1e-5 to 10, of equally good ones the smallest. The part is 500 images, or 20 for each class if that
-    is more, spread over the classes; the folds are stratified.
+    It is a power of ten from 1e-5 to 10, of equally good ones the smallest. The part is 500 images, or 20 for each
+    class if that is more, spread over the classes; the folds are stratified.
 
     Source: i-RevNet, section 5.1, which gives neither the values nor the sizes, https://arxiv.org/abs/1802.07088
 

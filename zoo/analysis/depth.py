@@ -189,16 +189,14 @@ class DepthPass:
             InputError: if an image can't be read, features are not finite, the files can't be written, or another
                 process is writing them.
         """
-        total = len(self.indices)
-        try:
+        with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _locked(self.folder):
+        with _locked(self.folder):
+            with _writing(self.folder):
                 arrays, done = self._opened()
-                if done < total:
-                    self._compute(arrays, done, workers, progress or (lambda *_: None))
-                labels, predictions = (np.array(array) for array in arrays[-2:])
-        except OSError as error:
-            raise InputError(f"cannot write to {self.folder}: {reason(error)}") from None
+            if done < len(self.indices):
+                self._compute(arrays, done, workers, progress or (lambda *_: None))
+            labels, predictions = (np.array(array) for array in arrays[-2:])
         return Features(self.folder, self.names, self.widths, labels, predictions)
 
     def _compute(
@@ -226,9 +224,10 @@ class DepthPass:
 
     def _record(self, arrays: "list[np.memmap[Any, Any]]", done: int) -> None:
         """Brings the values to the disk, and only then says so."""
-        for array in arrays:
-            array.flush()
-        write(self.folder / "progress.json", json.dumps({"done": done, "of": len(self.indices)}).encode())
+        with _writing(self.folder):
+            for array in arrays:
+                array.flush()
+            write(self.folder / "progress.json", json.dumps({"done": done, "of": len(self.indices)}).encode())
 
     def _opened(self) -> "tuple[list[np.memmap[Any, Any]], int]":
         """The files, and how many images are done; made anew where they are not whole."""
@@ -265,9 +264,9 @@ def features_by_depth(
 ) -> Features:
     """Computes the averaged features of images after every block, or takes them from where they were kept.
 
-    They are those of :func:`averages_by_depth`. A pass that was killed goes on with the batch at which it stopped. Other
-    weights, images, transforms or sizes have a folder of their own; an image is known by its name, its label, and the
-    size and time of its file.
+    They are those of :func:`averages_by_depth`. A pass that was killed goes on with the batch at which it stopped.
+    Other weights, images, transforms or sizes have a folder of their own; an image is known by its name, its label, and
+    the size and time of its file.
 
     Args:
         subject: whose network: see :func:`zoo.analysis.open_subject`.
@@ -357,8 +356,18 @@ def _reserved(path: Path, kind: Any, shape: tuple[int, ...]) -> "np.memmap[Any, 
 
 
 @contextmanager
+def _writing(folder: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {reason(error)}") from None
+
+
+@contextmanager
 def _locked(folder: Path) -> Generator[None]:
-    with (folder / "lock").open("wb") as file:
+    with _writing(folder):
+        file = (folder / "lock").open("wb")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
