@@ -197,7 +197,7 @@ def test_nothing_is_said_to_be_kept_where_nothing_is(tmp_path, capsys, monkeypat
     given = options(tmp_path, monkeypatch)
     monkeypatch.setattr(Jacobian, "dense", stop_at(1))
     assert main(given) == 130
-    assert capsys.readouterr().err == "stopped; nothing was written\n"
+    assert capsys.readouterr().err == "stopped; no figure was written\n"
 
 
 @pytest.mark.slow

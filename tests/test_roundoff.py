@@ -106,6 +106,9 @@ def test_the_checkpoint_of_a_training_run_is_analysed_by_every_command(tmp_path,
         ("sensitivity", ["--images", "1"]),
         ("perturbation", ["--images", "2"]),
         ("metamers", ["--pairs", "1"]),
+        ("separation", ["--images", "300"]),
+        ("dimensionality", ["--images", "300", "--components", "2", "8"]),
+        ("contraction", ["--images", "300"]),
     ):
         assert main([name, "--checkpoint", "run", "--output", "out", *options]) == 0, capsys.readouterr().err
         found = json.loads((tmp_path / "out" / f"{name}.json").read_text())

@@ -15,7 +15,7 @@ from zoo.recipes import RECIPES, Recipe
 from zoo.run import Run, differences
 from zoo.schedule import scaled
 
-__all__ = ["default_device", "fresh", "prepared", "recipe_of"]
+__all__ = ["default_device", "default_workers", "fresh", "prepared", "recipe_of"]
 
 _RECIPE = ("model", "lr", "backprop", "grid", "autocast", "channels_last", "log_every")
 _RUN = (
@@ -81,7 +81,7 @@ def prepared(given: Mapping[str, Any], world: World, say: Callable[[str], None] 
     recipe = recipe_of(given, say)
     settings = {key: given[key] for key in _RUN if key in given}
     settings.setdefault("device", default_device())
-    settings.setdefault("workers", min(8, max(_cores() // _processes_here() - 1, 0)))
+    settings.setdefault("workers", default_workers())
     run = Run(recipe, world_size=world.size, **settings)
     if "output" in given:
         folder = Path(given["output"])
@@ -99,6 +99,11 @@ def prepared(given: Mapping[str, Any], world: World, say: Callable[[str], None] 
 def default_device() -> str:
     """A GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_workers() -> int:
+    """Processes that read images: one per core but one, up to 8, shared by the processes that train here."""
+    return min(8, max(_cores() // _processes_here() - 1, 0))
 
 
 def fresh(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from zoo.distributed import World
 from zoo.errors import InputError
 from zoo.network import ReversibleNetwork
 
-__all__ = ["Evaluation", "evaluate", "evaluating"]
+__all__ = ["Evaluation", "evaluate", "evaluating", "logits_of"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def evaluating(net: nn.Module) -> Generator[None]:
             part.training = training
 
 
-def _logits(net: nn.Module, x: Tensor) -> Tensor:
+def logits_of(net: nn.Module, x: Tensor) -> Tensor:
+    """What a network returns; where a value leaves its grid, what it returns without one."""
     try:
         return net(x)
     except StreamRangeError:
@@ -72,7 +73,7 @@ def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, world:
     totals = torch.zeros(4, dtype=torch.float64)
     with evaluating(net):
         for x, labels in batches:
-            logits = _logits(net, x)
+            logits = logits_of(net, x)
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             loss = cross_entropy(logits.float(), labels, reduction="sum")
             counts = [best[:, 0].sum().double(), best.sum().double(), loss.double()]

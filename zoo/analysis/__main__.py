@@ -7,7 +7,19 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from zoo.analysis import curves, everything, interpolation, metamers, perturbation, roundoff, sensitivity, spectrum
+from zoo.analysis import (
+    contraction,
+    curves,
+    dimensionality,
+    everything,
+    interpolation,
+    metamers,
+    perturbation,
+    roundoff,
+    sensitivity,
+    separation,
+    spectrum,
+)
 from zoo.analysis.figures import check_output
 from zoo.analysis.subject import add_beside, threads_for
 from zoo.arguments import count, positive
@@ -19,6 +31,9 @@ ANALYSES = {
     "curves": (curves, "training loss and validation of one run or several (Figure 3)"),
     "spectrum": (spectrum, "singular values of the features' differential at an image (Figure 4)"),
     "interpolation": (interpolation, "images on the line between the features of two (Figure 5)"),
+    "separation": (separation, "accuracy of simple classifiers on the features after every block (Figure 6)"),
+    "dimensionality": (dimensionality, "accuracy by the number of principal components (Figure 7)"),
+    "contraction": (contraction, "distances within and between classes, and dimension, by depth (section 5)"),
     "roundoff": (roundoff, "how far off the inverse is, by image and by block (section 4.2)"),
     "sensitivity": (sensitivity, "the condition of each block, and where the inverse amplifies"),
     "perturbation": (perturbation, "what comes back of features, or values at a block, with noise added"),
@@ -81,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt as stop:  # an analysis may say what it has kept
-            print(f"stopped; {stop.args[0] if stop.args else 'nothing was written'}", file=sys.stderr)
+            print(f"stopped; {stop.args[0] if stop.args else 'no figure was written'}", file=sys.stderr)
             return 143 if terminated() else 130
     return 0
 

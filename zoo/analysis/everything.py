@@ -59,7 +59,7 @@ def run(
             print(f"error: {name}: {error}", file=sys.stderr)  # noqa: T201 (as the commands do)
         except KeyboardInterrupt as stop:
             kept = [f"{', '.join(made)} written to {given.output}"] if made else []
-            raise KeyboardInterrupt("; ".join([*kept, *stop.args]) or "nothing was written") from None
+            raise KeyboardInterrupt("; ".join([*kept, *stop.args]) or "no figure was written") from None
         except Exception as error:  # noqa: BLE001
             failed.append(name)
             traceback.print_exc()

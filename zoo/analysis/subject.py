@@ -53,15 +53,15 @@ class Subject:
     checkpoint: Path
     device: torch.device
 
-    def batches(self, source: Source, indices: Sequence[int], size: int) -> Iterator[Tensor]:
-        """The images of these numbers as the network sees them, in batches.
+    def batches(self, source: Source, indices: Sequence[int], size: int, *, workers: int = 0) -> Iterator[Tensor]:
+        """The images of these numbers as the network sees them, in batches, read ahead by so many processes.
 
         Raises:
             InputError: if an image can't be read.
         """
         prepare = Preparation(self.recipe)
         samples = Samples(source, evaluation_transform(self.recipe))
-        for batch in loader(samples, batches_of(indices, size), workers=0):
+        for batch in loader(samples, batches_of(indices, size), workers=workers):
             yield prepare(batch.images.to(self.device))
 
     def restored(self, x: Tensor) -> Tensor:
