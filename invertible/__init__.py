@@ -12,6 +12,7 @@ from .conditional import Conditional
 from .coupling import Coupling
 from .dequantize import Dequantize
 from .elementwise import Elementwise
+from .flow import Flow, FlowDistribution
 from .grid import Grid, StreamRangeError
 from .identity import Identity
 from .inverse import Inverse
@@ -52,6 +53,8 @@ __all__ = [
     "EnvironmentMismatch",
     "ErrorEstimate",
     "Exactness",
+    "Flow",
+    "FlowDistribution",
     "Grid",
     "Haar",
     "Identity",

@@ -107,7 +107,7 @@ class ActNorm(InvertibleModule[Tensor, Tensor]):
         return ((y.to(dtype) - shift) / scale + mean).to(y.dtype)
 
     def forward_and_log_det(self, x: Tensor, *, condition: Value | None = None) -> tuple[Tensor, Tensor]:
-        y = self(x)  # which may initialise
+        y = self.forward(x)  # which may initialise; no call: FSDP would shard the parameters behind it
         return y, self._log_det(x)
 
     def inverse_and_log_det(self, y: Tensor, *, condition: Value | None = None) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,13 @@
 """From data to data and noise: more channels for what follows."""
 
-import copy
 import math
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from . import _check
+from ._base import unvalidated
 from ._range import is_unread, note
 from ._value import Value, is_channels_last
 from .module import Exactness, InvertibleModule, zero_log_det
@@ -145,7 +144,7 @@ class Augment(InvertibleModule[Tensor, Tensor]):
         if self.distribution is None:
             density = -0.5 * (wide.square() + math.log(2 * math.pi))
         else:
-            distribution = _unvalidated(self.distribution) if is_unread() else self.distribution
+            distribution = unvalidated(self.distribution) if is_unread() else self.distribution
             density = cast("Tensor", distribution.log_prob(wide))
             if density.shape != noise.shape:
                 rule = f"the distribution's log_prob must be a tensor of shape {tuple(noise.shape)}"
@@ -154,17 +153,6 @@ class Augment(InvertibleModule[Tensor, Tensor]):
 
     def extra_repr(self) -> str:
         return f"{self.channels}" + ("" if self.distribution is None else f", distribution={self.distribution}")
-
-
-def _unvalidated(distribution: Any) -> Any:
-    """The same without torch's look at what it is given, which has no data."""
-    if not isinstance(distribution, Distribution):
-        return distribution
-    other = copy.copy(distribution)
-    for key, part in vars(distribution).items():
-        setattr(other, key, _unvalidated(part))
-    setattr(other, "_validate_args", False)  # noqa: B010 (torch has no public name for it)
-    return other
 
 
 def _joined(x: Tensor, noise: Tensor) -> Tensor:

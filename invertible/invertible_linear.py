@@ -107,7 +107,7 @@ class InvertibleLinear(InvertibleModule[Tensor, Tensor]):
             return self.matrix.undo(self, y, wide(y, *self.parameters()))
 
     def forward_and_log_det(self, x: Tensor, *, condition: Value | None = None) -> tuple[Tensor, Tensor]:
-        return self(x), self._log_det(x)
+        return self.forward(x), self._log_det(x)  # no call: FSDP would shard in between
 
     def inverse_and_log_det(self, y: Tensor, *, condition: Value | None = None) -> tuple[Tensor, Tensor]:
         return self.inverse(y), -self._log_det(y)

@@ -14,6 +14,7 @@ from tests.catalogue import ROWS
 
 ROOT = Path(__file__).parents[1]
 HELPERS = {
+    "_base",
     "_value",
     "_check",
     "_checksum",
@@ -41,6 +42,8 @@ def may_import(file):
     if file in HELPERS | {"module"}:
         return HELPERS
     above = {"backprop", "_grids", "_environment", "_estimate", "latent"}
+    if file == "flow":  # no layer: a density, of what a container has
+        return HELPERS | {"module", "dequantize"}
     above = above if file in CONTAINERS | {"_environment", "_estimate"} else set()
     return HELPERS | {"module"} | above
 
