@@ -22,8 +22,8 @@ class ConvergenceError(RuntimeError):
         >>> try:
         ...     step.inverse(torch.ones(1, 2))
         ... except ConvergenceError as error:
-        ...     print(str(error).partition(":")[2][:37])
-         inverse did not converge in 1 iteration
+        ...     print(str(error)[39:72])
+        inverse did not converge in 1 ite
     """
 
 
@@ -64,29 +64,31 @@ def solve(
         The solution, the report, and by how much each sample missed its tolerance: 0 if it did not.
     """
     x, previous = y, None
+    shape = (-1, *[1] * (x.ndim - 1))
     active = torch.ones(len(y), dtype=torch.bool, device=y.device)
-    error = torch.zeros(len(y), dtype=y.dtype, device=y.device)
-    left = error
-    eps = torch.finfo(y.dtype).eps
+    error = left = torch.zeros(len(y), dtype=y.dtype, device=y.device)
+    factor = None if lipschitz is None else lipschitz / (1 - lipschitz)
+    rounding = error
     iterations = 0
     while iterations < limit and y.numel() and bool(active.any()):
         new = y - function(x)
         iterations += 1
         change = size_of(new - x)
-        if lipschitz is not None:
-            rate = torch.full_like(change, lipschitz)
-        elif previous is None:
-            rate = torch.full_like(change, _UNKNOWN)
+        if iterations == 1:  # the size of what is to come is known
+            rounding = 2 * torch.finfo(y.dtype).eps * (size_of(y) + size_of(new))
+        if factor is None:
+            rate = _UNKNOWN if previous is None else torch.where(previous > 0, change / previous, 0.0)
+            rate = torch.as_tensor(rate, dtype=y.dtype).clamp(0.5, _UNKNOWN)
+            previous = change
+            times = rate / (1 - rate)
+            least = (times * rounding).clamp(min=tolerance)
         else:
-            rate = torch.where(previous > 0, change / previous, 0.0).clamp(0.5, _UNKNOWN)
-        factor = rate / (1 - rate)
-        previous = change
-        x = torch.where(active.view(-1, *[1] * (x.ndim - 1)), new, x)
-        error = torch.where(active, factor * change, error)
-        floor = 2 * eps * factor.clamp(min=1) * (size_of(x) + size_of(y))
-        done = error <= torch.maximum(floor, torch.as_tensor(tolerance, dtype=y.dtype, device=y.device))
-        left = torch.where(active, torch.where(done, 0.0, error), left)
-        active = active & ~done & error.isfinite()
+            times = factor
+            least = (max(factor, 1.0) * rounding).clamp(min=tolerance)
+        x = torch.where(active.view(shape), new, x)
+        error = torch.where(active, times * change, error)
+        left = torch.where(active, torch.where(error <= least, 0.0, error), left)
+        active = active & (left > 0) & left.isfinite()
     worst = float(error.amax()) if len(error) else 0.0
     return x, Solved(iterations, worst, lipschitz is not None), left
 
@@ -100,11 +102,20 @@ def differentiable(
     """
     if not torch.is_grad_enabled():
         return solution
-    start = solution.detach().requires_grad_()
+    if y.requires_grad:
+        # Where the function is differentiated hangs on y, for a tensor of its own would be a stranger in the graph; but
+        # no gradient goes that way.
+        nothing = y - y.detach()
+        nothing.register_hook(_stopped)  # pyright: ignore[reportUnknownMemberType]
+        start = solution.detach() + nothing
+    else:
+        start = solution.detach().requires_grad_()
     value = function(start)
-    x = y - value  # requires gradients if only for the sake of the new start
+    x = y - value
 
-    def implicit(grad: Tensor) -> Tensor:
+    def implicit(grad: Tensor | None) -> Tensor | None:
+        if grad is None:
+            return None
         if torch.is_grad_enabled():
             raise RuntimeError(f"{who}: the inverse has no second derivatives (create_graph=True).")
 
@@ -126,3 +137,7 @@ def differentiable(
 
     x.register_hook(implicit)  # pyright: ignore[reportUnknownMemberType]
     return solution.detach() + (x - x.detach())
+
+
+def _stopped(grad: Tensor | None) -> Tensor | None:
+    return None if grad is None else torch.zeros_like(grad)

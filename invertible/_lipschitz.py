@@ -45,8 +45,9 @@ def walk(function: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
     if type(function) is not nn.Sequential:
         yield prefix, function
         return
-    for key, part in zip(function._modules, function, strict=True):  # named_children leaves out what comes twice
-        yield from walk(part, f"{prefix}.{key}" if prefix else key)
+    for key, part in function.named_modules(remove_duplicate=False):  # named_children leaves out what comes twice
+        if key and "." not in key:
+            yield from walk(part, f"{prefix}.{key}" if prefix else key)
 
 
 def constant_of(layer: nn.Module) -> float | None:
@@ -140,7 +141,7 @@ def operator_bound(layer: nn.Module, weight: Tensor) -> Tensor:
         return gram_bound(weight)
     sizes, groups = weight.shape[2:], int(cast("Any", layer).groups)
     samples = [_samples(size, sum(s > 1 for s in sizes)) for size in sizes]
-    kernel = weight.unflatten(0, (groups, -1))  # group, output, input, space
+    kernel = weight.view(groups, -1, *weight.shape[1:])  # group, output, input, space
     if math.prod(samples) == 1:
         return gram_bound(kernel.flatten(3).squeeze(3)).amax()
     fft = cast("Any", torch.fft)
