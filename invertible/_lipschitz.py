@@ -108,7 +108,7 @@ def scaled_weights(function: nn.Module, limit: float, dtype: torch.dtype) -> tup
     stays as it is.
     """
     layers = list(walk(function))
-    slopes = math.prod(constant_of(layer) or 1.0 for _, layer in layers)
+    slopes = math.prod([constant_of(layer) or 1.0 for _, layer in layers])  # a list: the compiler knows no other
     weighted = [(key, cast("Any", layer)) for key, layer in layers if constant_of(layer) is None]
     share = (limit / slopes) ** (1 / max(len(weighted), 1))
     total, weights, done = None, cast("dict[str, Tensor]", {}), cast("dict[int, tuple[Tensor, Tensor]]", {})
@@ -140,7 +140,7 @@ def operator_bound(layer: nn.Module, weight: Tensor) -> Tensor:
     if dims is None:
         return gram_bound(weight)
     sizes, groups = weight.shape[2:], int(cast("Any", layer).groups)
-    samples = [_samples(size, sum(s > 1 for s in sizes)) for size in sizes]
+    samples = [_samples(size, sum([s > 1 for s in sizes])) for size in sizes]
     kernel = weight.view(groups, -1, *weight.shape[1:])  # group, output, input, space
     if math.prod(samples) == 1:
         return gram_bound(kernel.flatten(3).squeeze(3)).amax()
@@ -148,7 +148,7 @@ def operator_bound(layer: nn.Module, weight: Tensor) -> Tensor:
     symbol = fft.rfftn(
         kernel, s=samples, dim=tuple(range(3, 3 + dims))
     )  # of a real kernel; the other half is conjugate
-    slack = math.prod(math.cos(math.pi * (size - 1) / (2 * n)) for size, n in zip(sizes, samples, strict=True))
+    slack = math.prod([math.cos(math.pi * (size - 1) / (2 * n)) for size, n in zip(sizes, samples, strict=True)])
     return gram_bound(symbol.flatten(3).movedim(3, 0)).amax() / slack
 
 

@@ -1,5 +1,6 @@
 """A residual block that is invertible because its function is a contraction."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
@@ -315,19 +316,15 @@ class Residual(InvertibleModule[Tensor, Tensor]):
                 where = f" as function.{key}" if key else " as function"
                 raise ValueError(f"Residual: {rule}, got {_check.name(layer)}{where}.{fix}")
         slopes = [constant_of(layer) for _, layer in layers]
-        if None not in slopes:
-            total = 1.0
-            for slope in slopes:
-                total *= slope or 1.0
-            if total > limit:
-                rule = f"a function without weights must have a Lipschitz constant of at most {limit:g}"
-                raise ValueError(f"Residual: {rule}, got one of {total:g}.")
-        if x is not None:
-            first = next((dims for _, layer in layers if constant_of(layer) != 1.0 and (dims := dims_of(layer))), None)
-            moving = any(isinstance(layer, (nn.Flatten, nn.Unflatten)) for _, layer in layers)
-            if first is not None and not moving and x.ndim != first + 2:
-                # torch would take the batch for channels
-                raise _check.value_error(self, f"expected a batch with channels and {first} spatial dimensions", x)
+        total = math.prod([slope for slope in slopes if slope is not None])
+        if None not in slopes and total > limit:
+            rule = f"a function without weights must have a Lipschitz constant of at most {limit:g}"
+            raise ValueError(f"Residual: {rule}, got one of {total:g}.")
+        spaces = [dims for dims in [dims_of(layer) for _, layer in layers] if dims is not None]
+        moving = any([isinstance(layer, (nn.Flatten, nn.Unflatten)) for _, layer in layers])
+        if x is not None and spaces and not moving and x.ndim != spaces[0] + 2:
+            rule = f"expected a batch with channels and {spaces[0]} spatial dimensions"
+            raise _check.value_error(self, rule, x)  # torch would take the batch for channels
 
     def _dtype(self, x: Tensor | None = None) -> torch.dtype:
         parameters = [p for p in self.function.parameters() if p.is_floating_point()]
