@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._range import is_unread
+
 __all__ = ["ConvergenceError", "Solved", "differentiable", "solve"]
 
 Function = Callable[[Tensor], Tensor]
@@ -124,6 +126,8 @@ def differentiable(
 
         if not value.requires_grad:
             return grad
+        if is_unread() or grad.is_meta:  # nobody can say when to stop
+            return grad - adjoint(grad)
         found, solved, left = solve(
             adjoint, grad, lipschitz=lipschitz, tolerance=tolerance * size_of(grad), limit=limit
         )

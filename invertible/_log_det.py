@@ -16,13 +16,15 @@ def truncated(terms: int) -> list[float]:
     return [1.0] * terms
 
 
-def roulette(terms: int, go_on: float) -> list[float]:
+def roulette(terms: int, go_on: float, *, on_average: bool = False) -> list[float]:
     """The weights of a power series that ends by chance: on average all are 1.
 
     The first ``terms`` are there always, and each one after them with the probability ``go_on``, if the one before it
     is. Drawn from torch's generator on the CPU, one throw after another: one number of limited precision would end
-    the series for certain.
+    the series for certain. ``on_average`` draws nothing, and returns as many as there are on average.
     """
+    if on_average:
+        return truncated(terms + round(go_on / (1 - go_on)))
     weights = truncated(terms)
     probability = 1.0
     while float(torch.rand((), device="cpu", dtype=torch.float64)) < go_on:

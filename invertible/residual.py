@@ -241,16 +241,17 @@ class Residual(InvertibleModule[Tensor, Tensor]):
         x, self.solved, left = solve(function, y, lipschitz=lipschitz, tolerance=tolerance, limit=self.max_iterations)
         if bool((left != 0).any()):
             count = self.solved.iterations
-            after = f"in {count} iteration" + ("" if count == 1 else "s")
+            count = f"{count} iteration" + ("" if count == 1 else "s")
             off, worst = int((left != 0).sum()), float(left.amax())
             if not bool(left.isfinite().all()):
                 raise ConvergenceError(
-                    f"{_check.name(self)}: inverse met values that are not finite {after}, {off} of {len(y)} samples."
+                    f"{_check.name(self)}: inverse met values that are not finite after {count}, "
+                    f"{off} of {len(y)} samples."
                 )
             fix = "max_iterations or tolerance" + (", or lower lipschitz" if lipschitz is not None else "")
             raise ConvergenceError(
-                f"{_check.name(self)}: inverse did not converge {after}: {off} of {len(y)} samples may be off by up to "
-                f"{worst:.1e}, and the tolerance is {tolerance:g}. Raise {fix}."
+                f"{_check.name(self)}: inverse did not converge in {count}: {off} of {len(y)} samples may be off by "
+                f"up to {worst:.1e}, and the tolerance is {tolerance:g}. Raise {fix}."
             )
         return x
 
@@ -268,7 +269,10 @@ class Residual(InvertibleModule[Tensor, Tensor]):
                 value, log_det = by_jacobian(function, given)
             else:
                 go_on = max(0.5, self.lipschitz or 0.9)
-                weights = roulette(self.terms, go_on) if self.log_det == "roulette" else truncated(self.terms)
+                if self.log_det == "roulette":
+                    weights = roulette(self.terms, go_on, on_average=is_unread())
+                else:
+                    weights = truncated(self.terms)
                 value, log_det = by_series(
                     function, given, weights, probes=None if self.probes == "all" else self.probes
                 )
@@ -321,7 +325,7 @@ class Residual(InvertibleModule[Tensor, Tensor]):
             rule = f"a function without weights must have a Lipschitz constant of at most {limit:g}"
             raise ValueError(f"Residual: {rule}, got one of {total:g}.")
         spaces = [dims for dims in [dims_of(layer) for _, layer in layers] if dims is not None]
-        moving = any([isinstance(layer, (nn.Flatten, nn.Unflatten)) for _, layer in layers])
+        moving = [layer for _, layer in layers if isinstance(layer, (nn.Flatten, nn.Unflatten))]
         if x is not None and spaces and not moving and x.ndim != spaces[0] + 2:
             rule = f"expected a batch with channels and {spaces[0]} spatial dimensions"
             raise _check.value_error(self, rule, x)  # torch would take the batch for channels
