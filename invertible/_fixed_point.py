@@ -24,8 +24,8 @@ class ConvergenceError(RuntimeError):
         >>> try:
         ...     step.inverse(torch.ones(1, 2))
         ... except ConvergenceError as error:
-        ...     print(str(error)[39:72])
-        inverse did not converge in 1 ite
+        ...     print(str(error).split(": ")[1])
+        inverse did not converge in 1 iteration
     """
 
 

@@ -42,10 +42,12 @@ _CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
 def walk(function: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Yields the layers of a function in the order of computation, with their keys; a ``Sequential`` is entered."""
-    if type(function) is not nn.Sequential:
+    if cast("object", type(function)) is not nn.Sequential:
         yield prefix, function
         return
-    for key, part in function.named_modules(remove_duplicate=False):  # named_children leaves out what comes twice
+    # named_children leaves out what comes twice
+    parts = cast("Iterator[tuple[str, nn.Module]]", function.named_modules(remove_duplicate=False))
+    for key, part in parts:
         if key and "." not in key:
             yield from walk(part, f"{prefix}.{key}" if prefix else key)
 

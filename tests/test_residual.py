@@ -221,7 +221,7 @@ def test_an_inverse_that_does_not_converge():
         doubling.function.weight.copy_(2 * torch.eye(2))
     with pytest.raises(ConvergenceError, match=r"values that are not finite after \d+ iterations, 1 of 2 samples"):
         doubling.inverse(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
-    with pytest.raises(ConvergenceError, match="not finite after 1 iteration, 1 of 2 samples"):
+    with pytest.raises(ConvergenceError, match=r"not finite after \d+ iterations, 1 of 2 samples"):
         block(3).inverse(torch.tensor([[0.0, 0.0, 0.0], [1.0, math.nan, 1.0]]))
     assert issubclass(ConvergenceError, RuntimeError)
 
@@ -459,7 +459,7 @@ def test_hooks_inside_the_function_fire():
     assert len(seen) == 1
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning")  # of torch's own forward mode
+@pytest.mark.filterwarnings("ignore:`torch.jit.script")  # of torch's own forward mode
 def test_what_is_no_one_graph_is_refused():
     layer, x = block(2), noise(3, 2)
     words = "is no one graph, and can't be exported, traced or run under torch.func"
