@@ -70,14 +70,13 @@ def solve(
     active = torch.ones(len(y), dtype=torch.bool, device=y.device)
     error = left = torch.zeros(len(y), dtype=y.dtype, device=y.device)
     factor = None if lipschitz is None else lipschitz / (1 - lipschitz)
-    rounding = error
+    size = size_of(y) if y.numel() else error
     iterations = 0
     while iterations < limit and y.numel() and bool(active.any()):
         new = y - function(x)
         iterations += 1
         change = size_of(new - x)
-        if iterations == 1:  # the size of what is to come is known
-            rounding = 2 * torch.finfo(y.dtype).eps * (size_of(y) + size_of(new))
+        rounding = 4 * torch.finfo(y.dtype).eps * (size_of(new) + size)
         if factor is None:
             rate = _UNKNOWN if previous is None else torch.where(previous > 0, change / previous, 0.0)
             rate = torch.as_tensor(rate, dtype=y.dtype).clamp(0.5, _UNKNOWN)

@@ -136,7 +136,7 @@ class Residual(InvertibleModule[Tensor, Tensor]):
         terms: int | None = None,
         probes: int | Literal["all"] = 1,
         tolerance: float | None = None,
-        max_iterations: int = 1000,
+        max_iterations: int = 5000,
     ) -> None:
         super().__init__()
         if not isinstance(function, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
