@@ -34,6 +34,7 @@ EXAMPLES: dict[str, inv.InvertibleModule | inv.CouplingTransform] = {
     "Sigmoid": inv.Sigmoid(),
     "Tanh": inv.Tanh(),
     "Softplus": inv.Softplus(),
+    "Residual": inv.Residual(nn.Conv2d(4, 4, 3, padding=1)),
     "Coupling": inv.Coupling(nn.Identity()),
     "Additive": inv.Additive(),
     "Affine": inv.Affine(),
@@ -44,6 +45,12 @@ EXAMPLES: dict[str, inv.InvertibleModule | inv.CouplingTransform] = {
     "Sequential": inv.Sequential(),
 }
 """What each row is of: a class's name, perhaps with options, and one of it."""
+
+EXACT = {
+    inv.Exactness.EXACT: "bit for bit",
+    inv.Exactness.ROUNDING: "to rounding",
+    inv.Exactness.ITERATIVE: "to a tolerance",
+}
 
 CONTAINERS = {"Parallel", "Inverse", "Sequential"}
 
@@ -73,7 +80,7 @@ def row(label: str, example: inv.InvertibleModule | inv.CouplingTransform) -> tu
         log_det = "that of T"
     elif is_zero(layer):
         log_det = "0"
-    exact = "bit for bit" if layer.exactness is inv.Exactness.EXACT else "to rounding"
+    exact = EXACT[layer.exactness]
     on_grid = "bit for bit" if layer.keeps_grid else "refused"
     onto = "yes" if layer.bijective else "no: a left inverse"
     return (link, maps, exact, on_grid, onto, log_det, "nothing is computed" if layer.isometric else cost(doc))

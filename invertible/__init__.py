@@ -1,6 +1,7 @@
 """Deep networks that run backwards: composable invertible layers for PyTorch."""
 
 from ._estimate import ErrorEstimate
+from ._fixed_point import ConvergenceError, Solved
 from .act_norm import ActNorm
 from .activations import ConstantAffine, LeakyReLU, Sigmoid, Softplus, Tanh
 from .affine import Affine
@@ -26,6 +27,7 @@ from .permute import Permute
 from .pixel_unshuffle import PixelUnshuffle
 from .rational_quadratic_spline import RationalQuadraticSpline
 from .reshape import Reshape
+from .residual import Residual
 from .sequential import Sequential
 from .split import Merge, Split
 from .swap import Swap
@@ -44,6 +46,7 @@ __all__ = [
     "Budget",
     "Conditional",
     "ConstantAffine",
+    "ConvergenceError",
     "Coupling",
     "CouplingTransform",
     "Dequantize",
@@ -76,9 +79,11 @@ __all__ = [
     "Recompute",
     "Reconstruct",
     "Reshape",
+    "Residual",
     "Sequential",
     "Sigmoid",
     "Softplus",
+    "Solved",
     "Split",
     "Store",
     "StreamRangeError",

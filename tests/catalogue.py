@@ -7,7 +7,7 @@ from torch import nn
 import invertible as inv
 from invertible.testing import log_det_matches_autograd
 from invertible.testing.strategies import pairs, tensors
-from tests import rows_mixing, rows_sampling, rows_transforms
+from tests import rows_mixing, rows_residual, rows_sampling, rows_transforms
 from tests.rows import ConditionalTanh, Row, Scale, image, seeded, smooth, streams, with_mode
 
 
@@ -325,4 +325,4 @@ ROWS = {
         exempt=(log_det_matches_autograd,),
     ),
 }
-ROWS |= rows_transforms.ROWS | rows_mixing.ROWS | rows_sampling.ROWS
+ROWS |= rows_transforms.ROWS | rows_mixing.ROWS | rows_sampling.ROWS | rows_residual.ROWS

@@ -70,6 +70,14 @@ class Same(inv.InvertibleModule):
         return self(x), zero_log_det(x)
 
 
+def disturbed(module, size=0.2):
+    """Moves all parameters away from where they start."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(size * torch.randn(parameter.shape))
+    return module
+
+
 def seeded(draw, make):
     """Makes a module whose initial weights depend on a drawn seed alone."""
     with torch.random.fork_rng(devices=[]):

@@ -7,7 +7,7 @@ from torch import nn
 import invertible as inv
 from invertible.testing import inverse_moves_no_buffer
 from invertible.testing.strategies import tensors
-from tests.rows import Row, seeded, with_mode
+from tests.rows import Row, disturbed, seeded, with_mode
 
 PARAMETRIZATIONS = ["plu", "householder", "matrix-exponential", "free"]
 
@@ -37,14 +37,6 @@ def of_label(x, function=None):
 
 def any_dims(channels):
     return tensors(channels=channels, dims=st.integers(0, 3))
-
-
-def disturbed(module, size=0.2):
-    """Moves all parameters away from where they start."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(size * torch.randn(parameter.shape))
-    return module
 
 
 def draw_linear(draw):

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from invertible import Exactness
 from invertible._value import leaves
 from invertible.testing import log_det_matches_autograd
 from tests.catalogue import ROWS
@@ -20,6 +21,7 @@ def test_layer_is_compiled_whole(name, method, data):
     layer = row.build(data.draw).eval()
     x = row.input(data.draw, layer)
     condition = row.condition and row.condition(x)
+    whole = method == "forward" or layer.exactness is not Exactness.ITERATIVE  # an iteration breaks the graph
     torch._dynamo.reset()
     with torch.no_grad():
         value = layer(x, condition=condition) if method == "inverse" else x
@@ -27,7 +29,7 @@ def test_layer_is_compiled_whole(name, method, data):
             return  # it has none: an injective layer before one that is not isometric
         torch.manual_seed(1)
         expected = getattr(layer, method)(value, condition=condition)
-        compiled = torch.compile(getattr(layer, method), backend="aot_eager", fullgraph=True)
+        compiled = torch.compile(getattr(layer, method), backend="aot_eager", fullgraph=whole)
         torch.manual_seed(1)
         found = compiled(value, condition=condition)
     for a, b in zip(leaves(found), leaves(expected), strict=True):

@@ -65,6 +65,7 @@ class Residual(nn.Sequential):
         - Output: ``(batch, out_channels, height / stride, width / stride)``, rounded up
 
     Example:
+        >>> from zoo import Residual  # and not the layer of that name
         >>> Residual(4, 8, stride=2)(torch.zeros(2, 4, 6, 6)).shape
         torch.Size([2, 8, 3, 3])
     """
