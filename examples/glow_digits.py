@@ -18,15 +18,12 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
@@ -34,6 +31,7 @@ import zoo
 from invertible import Flow
 from zoo._writing import whole
 from zoo.arguments import count, positive, rate
+from zoo.digits import Digits, split_digits
 from zoo.errors import DivergedError, InputError, diverging, reason
 from zoo.flows import bits_per_dimension, samples
 from zoo.plots import new_figure
@@ -45,29 +43,6 @@ SHAPE, VALUES = (1, 8, 8), 17
 TEMPERATURES = (0.5, 0.7, 0.85, 1.0)
 PAIRS = ((1, 7), (3, 8), (5, 6), (9, 4))
 """From which class to which the arithmetic goes."""
-
-
-@dataclass(frozen=True)
-class Digits:
-    """Images ``(count, 1, 8, 8)`` of whole numbers, and their classes."""
-
-    images: Tensor
-    labels: Tensor
-
-    def of(self, label: int) -> Tensor:
-        """The images of a class."""
-        return self.images[self.labels == label]
-
-
-def digits() -> tuple[Digits, Digits]:
-    """1,442 digits to learn from and 355 that are held out: of each class every fifth, in the order of the data."""
-    pixels, classes = load_digits(return_X_y=True)
-    held, seen = np.zeros(len(classes), dtype=bool), [0] * 10
-    for i, label in enumerate(classes):
-        held[i] = seen[label] % 5 == 4
-        seen[label] += 1
-    images, labels = torch.tensor(pixels, dtype=torch.float32).reshape(-1, *SHAPE), torch.tensor(classes)
-    return Digits(images[~held], labels[~held]), Digits(images[held], labels[held])
 
 
 def train(flow: Flow, training: Digits, held: Digits, options: argparse.Namespace, console: Console) -> list[Any]:
@@ -252,7 +227,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {options.output}: {reason(error)}") from None
-    training, held = digits()
+    training, held = split_digits()
     torch.manual_seed(options.seed)
     depth = {"levels": options.levels, "steps": options.steps, "width": options.width}
     flow: Any = zoo.create("glow", shape=SHAPE, values=VALUES, **depth)

@@ -21,6 +21,7 @@ from invertible import (
     Merge,
     Parallel,
     PixelUnshuffle,
+    Reshape,
     Sequential,
     Sigmoid,
     Split,
@@ -105,6 +106,7 @@ def glow(
     _check("glow", shape, levels, steps, width, values, num_classes)
     channels = shape[0]
     net = Sequential(
+        Reshape(shape, shape),  # refuses images of another shape before a layer has changed its state
         Dequantize(values),
         ConstantAffine(shift=-0.5),
         *_glow_level(4 * channels, levels, steps, width, num_classes),
@@ -216,6 +218,7 @@ def realnvp(
     """
     _check("realnvp", shape, levels, blocks, width, values, num_classes)
     net = Sequential(
+        Reshape(shape, shape),  # refuses images of another shape before a layer has changed its state
         Dequantize(values),
         ConstantAffine(scale=0.9, shift=0.05),
         Inverse(Sigmoid()),
