@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,6 +35,7 @@ from invertible.testing import LAWS  # noqa: E402
 from tests.broken_layers import BROKEN, Broken  # noqa: E402
 from zoo.cards import COSTS, HEADER, cells, costs  # noqa: E402
 from zoo.flows.cards import FLOW_HEADER, flow_cells  # noqa: E402
+from zoo.registry import Kind  # noqa: E402
 
 project = "invertible"
 version = release = invertible.__version__
@@ -119,7 +121,7 @@ def rebase_links(app: Sphinx, path: Path, document: str, content: list[str]) -> 
 def insert_cards(app: Sphinx, document: str, content: list[str]) -> None:
     """Writes the tables of the zoo's models, from their cards."""
     if document == "zoo":
-        tables = (
+        tables: tuple[tuple[str, Kind, tuple[str, ...], Callable], ...] = (
             ("<!-- cards -->", "classifier", HEADER, cells),
             ("<!-- costs -->", "classifier", ("model", *COSTS), costs),
             ("<!-- flows -->", "flow", FLOW_HEADER, flow_cells),

@@ -69,7 +69,6 @@ def test_every_flow_has_a_card_and_nothing_else_has():
 @every_flow
 def test_its_card_is_true(name):
     card, flow = zoo.card(name), meta(name).eval()
-    assert flow().event_shape == card.shape
     assert sum(p.numel() for p in flow.parameters()) == card.parameters
     assert "https://" in card.source
     assert (card.inverse == "rounds") == rounds(flow)
@@ -79,6 +78,7 @@ def test_its_card_is_true(name):
 @every_flow
 def test_its_operations_and_bytes_are_counted(name):
     card, flow = zoo.card(name), meta(name)
+    assert flow().event_shape == card.shape
     assert flops_of(flow.eval(), card.shape) == card.flops
     flow.train()
     assert card.activations.keys() == BACKPROP.keys()

@@ -142,7 +142,7 @@ def create(name: str, *, weights: str | Weights | None = None, **options: Any) -
     num_classes = options.pop("num_classes", None) if kind_of(name) == "classifier" else None
     net = builder(**{**entry.options, **options})
     load_weights(net, fetch(entry))
-    if num_classes not in {None, config_of(net).options.get("num_classes")}:
+    if num_classes is not None and num_classes != config_of(net).options.get("num_classes"):
         replace_head(net, num_classes)
     return net
 

@@ -143,8 +143,8 @@ class _Zeros(nn.Conv2d):
             nn.init.zeros_(self.bias)
         self.log_scale = nn.Parameter(torch.zeros(out_channels, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * (3 * self.log_scale).exp()
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * (3 * self.log_scale).exp()
 
 
 def _glow_function(half: int, width: int, num_classes: int | None) -> nn.Module:
@@ -190,7 +190,7 @@ def realnvp(
     last convolution begins as zeros; no penalty is on scales.
 
     Source: Dinh et al., 2017, section 3, Figures 3 and 4, https://arxiv.org/abs/1605.08803. The defaults are section
-    4.1's for images of 32 pixels.
+    4.1's for CIFAR-10.
 
     Args:
         shape: of an image: channels, height and width, which 2^levels must divide.
