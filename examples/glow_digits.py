@@ -29,8 +29,8 @@ from torch.nn.utils import clip_grad_norm_
 
 import zoo
 from invertible import Flow
-from zoo._writing import whole
 from zoo.arguments import count, positive, rate
+from zoo.checkpoints import write
 from zoo.digits import Digits, split_digits
 from zoo.errors import DivergedError, InputError, diverging, reason
 from zoo.flows import bits_per_dimension, samples
@@ -198,8 +198,7 @@ def show(flow: Flow, training: Digits, held: Digits, rows: list[Any], options: a
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
         "epochs": rows,
     }
-    with whole(options.output / "numbers.json") as partial:
-        partial.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    write(options.output / "numbers.json", (json.dumps(numbers, indent=2) + "\n").encode())
     save_pretrained(flow, options.output / "model")
     return numbers
 
