@@ -129,15 +129,21 @@ def interpolation(flow: Flow, held: Digits) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def arithmetic(flow: Flow, training: Digits, held: Digits) -> dict[str, Tensor]:
-    """Rows of images: held-out digits of a class, and the same with the difference of two classes' means added."""
-    rows = {}
+def arithmetic(flow: Flow, training: Digits, held: Digits) -> dict[str, tuple[Tensor, Tensor]]:
+    """Held-out digits of a class, and what becomes of them if the difference of two classes' means is added."""
+    moved = {}
     for a, b in PAIRS:
         means = [mean_of(flow.transform(training.of(label))) for label in (a, b)]
-        images = held.of(a)[:9]
-        moved = combined((1, flow.transform(images)), (1, means[1]), (-1, means[0]))
-        rows |= {f"{a}": images, f"{a} − {a} + {b}": flow.transform.inverse(moved)}
-    return rows
+        images = held.of(a)
+        z = combined((1, flow.transform(images)), (1, means[1]), (-1, means[0]))
+        moved[f"{a} to {b}"] = images, flow.transform.inverse(z)
+    return moved
+
+
+def arrived(images: Tensor, label: int, training: Digits) -> float:
+    """The share of images whose nearest training digit, by pixels, is of this class."""
+    nearest = torch.cdist(images.flatten(1), training.images.flatten(1)).argmin(1)
+    return float((training.labels[nearest] == label).float().mean())
 
 
 def draw_rows(rows: dict[str, Tensor], title: str, path: Path) -> None:
@@ -180,11 +186,10 @@ def show(flow: Flow, training: Digits, held: Digits, rows: list[Any], options: a
         "between two held-out digits, in the latent space",
         options.output / "interpolation.png",
     )
-    draw_rows(
-        arithmetic(flow, training, held),
-        "held-out digits, moved from class to class",
-        options.output / "arithmetic.png",
-    )
+    moved = arithmetic(flow, training, held)
+    parts = [(name, *(images[:9] for images in pair)) for name, pair in moved.items()]
+    lines = {key: each for name, before, after in parts for key, each in ((name[0], before), (f"→ {name[-1]}", after))}
+    draw_rows(lines, "held-out digits, moved from class to class", options.output / "arithmetic.png")
     draw_likelihood(rows, options.output / "likelihood.png")
     drift = flow.transform.drift  # pyright: ignore[reportAttributeAccessIssue] (a Sequential)
     numbers = {
@@ -193,6 +198,7 @@ def show(flow: Flow, training: Digits, held: Digits, rows: list[Any], options: a
             "held_out": bits_of(flow, held.images, seed=options.seed),
         },
         "dequantisation": "uniform noise in [0, 1) on whole numbers 0 to 16; the mean over 8 draws of it",
+        "moved_to_class": {name: arrived(after, int(name[-1]), training) for name, (_, after) in moved.items()},
         "parameters": sum(p.numel() for p in flow.parameters()),
         "drift": drift,
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
