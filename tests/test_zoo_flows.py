@@ -13,15 +13,17 @@ import torch
 import zoo
 from invertible import Dequantize, Flow, Recompute, Reconstruct, Store
 from tests.zoo_networks import randomize
+from zoo import registry
 from zoo.analysis.subject import open_subject
 from zoo.building import build
 from zoo.convert import main as convert
 from zoo.dry_run import cost_of, flops_of
-from zoo.errors import InputError
+from zoo.errors import InputError, WeightsError
 from zoo.flows import cards
 from zoo.pretrained import from_pretrained, save_pretrained
 from zoo.recipes import RECIPES
 from zoo.run import BACKPROP
+from zoo.weights import Transforms, Weights, save_weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -167,6 +169,20 @@ def test_it_goes_through_copies_pickling_and_files(name, tmp_path):
             torch.manual_seed(0)
             likelihoods.append(each.eval()(value=x))
         assert torch.equal(*likelihoods)
+
+
+def test_published_weights_bring_their_classes(tmp_path, monkeypatch):
+    """The number of classes is an option of a flow like any other; of a classifier it may be replaced."""
+    flow = zoo.create("glow", **THIN["glow"], num_classes=3)
+    save_weights(flow, tmp_path / "flow.safetensors")
+    monkeypatch.setattr(registry, "fetch", lambda _: tmp_path / "flow.safetensors")
+    looks = Transforms(resize=4, crop=4)
+    entry = Weights("glow", "mine", "https://example.org/x", "0" * 64, looks, {**THIN["glow"], "num_classes": 3})
+    for options in ({}, {"num_classes": 3}):
+        again = zoo.create("glow", weights=entry, **options)
+        assert all(torch.equal(t, again.state_dict()[key]) for key, t in flow.state_dict().items())
+    with pytest.raises(WeightsError, match="does not fit this Flow"):
+        zoo.create("glow", weights=entry, num_classes=4)
 
 
 def test_the_trainer_the_analyses_and_fine_tuning_refuse_it(tmp_path, capsys):

@@ -264,7 +264,7 @@ CARDS: dict[str, Card] = {
 
 
 def card(name: str) -> Card | FlowCard:
-    """Returns what is known of a model: a :class:`Card`, or of a flow a :class:`~zoo.flows.cards.FlowCard`.
+    """Returns what is known of a model: a :class:`~zoo.cards.Card`; of a flow a :class:`~zoo.flows.cards.FlowCard`.
 
     Args:
         name: one of :func:`zoo.names`.
