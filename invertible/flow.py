@@ -1,5 +1,7 @@
 """Densities: an invertible map between data and a distribution that is known."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, cast, overload
 
 import torch
@@ -112,7 +114,7 @@ class Flow(nn.Module):
         """
         check_layer("Flow", transform)
         like = next((p for p in transform.parameters() if p.is_floating_point()), torch.empty(0))
-        with torch.no_grad(), buffers_stay(transform):
+        with torch.no_grad(), _in_eval(transform):
             none = map_value(lambda c: c[:0], condition) if condition is not None else None
             z = transform(like.new_empty(0, *shape), condition=none)
 
@@ -223,7 +225,7 @@ class FlowDistribution(Distribution):
             transform = self.flow.transform
             none = Size((0, *batch_of(self.condition)))
             z = in_a_batch(draw(self._bases, none, grad=False), none)
-            with torch.no_grad(), buffers_stay(transform):
+            with torch.no_grad(), _in_eval(transform):  # in which every layer has an inverse
                 self._event = _shape_of(transform.inverse(z, condition=repeated(self.condition, none)))
         return self._event
 
@@ -316,6 +318,17 @@ def _shape_of(x: Value) -> Size:
         fix = " Call flow(value=...) or flow(samples=...)."
         raise TypeError(f"FlowDistribution: data must be tensors, got {describe(x)}.{fix}")
     return x.shape[1:]
+
+
+@contextmanager
+def _in_eval(module: nn.Module) -> Generator[None]:
+    trained = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in trained:
+            part.training = True
 
 
 def _broadcast(*shapes: Size) -> Size | None:

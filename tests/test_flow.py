@@ -185,11 +185,12 @@ def test_asking_for_a_shape_draws_and_changes_nothing():
 @pytest.mark.parametrize(
     "base",
     [
-        Independent(Normal(torch.randn(2), torch.rand(2) + 0.5), 1),
+        Independent(Normal(torch.tensor([0.3, -1.0]), torch.tensor([0.5, 1.5])), 1),
         StudentT(torch.tensor([3.0, 4.0])),
-        MultivariateNormal(torch.randn(2), torch.tensor([[2.0, 0.5], [0.5, 1.0]])),
+        MultivariateNormal(torch.tensor([1.0, 2.0]), torch.tensor([[2.0, 0.5], [0.5, 1.0]])),
         MixtureSameFamily(
-            Categorical(torch.tensor([0.3, 0.7])), Independent(Normal(torch.randn(2, 2), torch.ones(2, 2)), 1)
+            Categorical(torch.tensor([0.3, 0.7])),
+            Independent(Normal(torch.tensor([[0.0, 1.0], [2.0, -1.0]]), torch.ones(2, 2)), 1),
         ),
         TransformedDistribution(normal(2), [AffineTransform(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 3.0])).inv]),
         Independent(LogNormal(torch.zeros(2), torch.ones(2)), 1),
@@ -473,7 +474,16 @@ def test_a_flow_is_compiled_whole(by):
         assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_hand_written_function_of_the_suite_is_used():
+def test_a_normalised_flow_knows_its_shape_in_training():
+    """In which batch norm has no inverse."""
+    net = Sequential(inv.BatchNorm(4), couplings(features=4))
+    flow = Flow.standard_normal(net, (4,))
+    x = torch.randn(8, 4)
+    assert torch.allclose(flow().log_prob(x), flow(value=x))
+    assert all(part.training for part in flow.modules())
+
+
+def test_statistics_are_counted_once():
     """One with batch norm: its statistics are counted once per likelihood, and not by samples of the distribution."""
     net = Sequential(Split(), Coupling(function(4)), Coupling(function(4)), Merge(), backprop=Reconstruct())
     flow = Flow.standard_normal(net, (8, 4, 4))
