@@ -43,6 +43,7 @@ def test_wrong_options_are_refused_in_one_line(name):
     for options, words in (
         ({"shape": (1, 6, 8), "levels": 2}, "height and width must be divisible by 2^levels, 4, got shape=(1, 6, 8)."),
         ({"levels": 4}, "height and width must be divisible by 2^levels, 16, got shape=(1, 8, 8)."),
+        ({"levels": 10**12}, "height and width must be divisible by 2^levels, got shape=(1, 8, 8)."),
         ({"shape": (8, 8)}, f"{rule}, got (8, 8)."),
         ({"shape": (0, 8, 8)}, f"{rule}, got (0, 8, 8)."),
         ({depth: 0}, f"{depth} must be at least 1, got 0."),

@@ -308,6 +308,6 @@ def _check(who: str, shape: Any, levels: int, depth: int, width: int, values: in
     check_number(who, "values", values, least=2)
     if num_classes is not None:
         check_number(who, "num_classes", num_classes, least=1)
-    if any(size % 2**levels for size in shape[1:]):
+    if levels > 63 or any(size % 2**levels for size in shape[1:]):
         divisor = f"2^levels, {2**levels}" if levels < 64 else "2^levels"
         raise ValueError(f"{who}: height and width must be divisible by {divisor}, got shape={tuple(shape)}.")
