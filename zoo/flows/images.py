@@ -170,13 +170,13 @@ def realnvp(
 
     .. math::
         z = f_1\bigl(\operatorname{logit}(0.05 + 0.9\, (x + u) / \text{values})\bigr), \qquad
-        f_l(x) = \bigl(f_{l+1}(b), \; a\bigr), \quad (a, b) = (\text{channels} \circ \text{checkerboard})(x).
+        f_l(x) = \bigl(f_{l+1}(a), \; b\bigr), \quad (a, b) = (\text{channels} \circ \text{checkerboard})(x).
 
     Each level but the last has three affine couplings of the two colours of a checkerboard, then three of the upper and
     lower rows of 2×2 blocks, one after the other transformed by the other; then one colour of the pixels leaves. The
     last has four of the checkerboard. Between couplings is an :class:`~invertible.ActNorm`. The function of
-    a coupling is a residual network of ``blocks`` blocks; at each level it has twice the channels. The base is standard
-    normal. Latent values of three levels are nested tuples, ``((z3, z2), z1)``.
+    a coupling is a residual network of ``blocks`` blocks, with twice the channels wherever height and width are halved.
+    The base is standard normal. Latent values of three levels are nested tuples, ``((z3, z2), z1)``.
 
     With ``num_classes`` all functions see the class: ``flow(labels, value=x)``, ``flow(labels).sample()``.
 
