@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +34,8 @@ import zoo  # noqa: E402
 from invertible.testing import LAWS  # noqa: E402
 from tests.broken_layers import BROKEN, Broken  # noqa: E402
 from zoo.cards import COSTS, HEADER, cells, costs  # noqa: E402
+from zoo.flows.cards import FLOW_HEADER, flow_cells  # noqa: E402
+from zoo.registry import Kind  # noqa: E402
 
 project = "invertible"
 version = release = invertible.__version__
@@ -116,10 +119,15 @@ def rebase_links(app: Sphinx, path: Path, document: str, content: list[str]) -> 
 
 
 def insert_cards(app: Sphinx, document: str, content: list[str]) -> None:
-    """Writes the table of the zoo's models, from their cards."""
+    """Writes the tables of the zoo's models, from their cards."""
     if document == "zoo":
-        for mark, header, row in (("<!-- cards -->", HEADER, cells), ("<!-- costs -->", ("model", *COSTS), costs)):
-            rows = [header, ["---"] * len(header), *map(row, zoo.names())]
+        tables: tuple[tuple[str, Kind, tuple[str, ...], Callable], ...] = (
+            ("<!-- cards -->", "classifier", HEADER, cells),
+            ("<!-- costs -->", "classifier", ("model", *COSTS), costs),
+            ("<!-- flows -->", "flow", FLOW_HEADER, flow_cells),
+        )
+        for mark, kind, header, row in tables:
+            rows = [header, ["---"] * len(header), *map(row, zoo.names(kind=kind))]
             content[0] = content[0].replace(mark, "\n".join(f"| {' | '.join(each)} |" for each in rows))
 
 

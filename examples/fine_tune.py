@@ -22,6 +22,7 @@ import zoo
 from zoo.arguments import count, positive, rate
 from zoo.augment import Preparation
 from zoo.building import configure, find_device, load_net, optimizer_of
+from zoo.cards import CARDS
 from zoo.configuring import default_device
 from zoo.data import Data, Samples, Source, StepSampler, batches_of, evaluation_transform, loader, open_data
 from zoo.data import training_transform as crops
@@ -62,7 +63,7 @@ def part(data: Data, classes: Sequence[str], each: int | None = None) -> Data:
 
 def recipe_for(net: nn.Module, data: Data, options: argparse.Namespace, epochs: int) -> Recipe:
     """The recipe of the network's card, for a few epochs of what may be few images."""
-    card = zoo.card(zoo.config_of(net).model)
+    card = CARDS[zoo.config_of(net).model]
     base = RECIPES[card.recipe or "digits"]
     batch = min(options.batch_size, len(data.training))
     figures = {"batch_size": batch, "lr": options.lr, "epochs": epochs, "iterations": None, "drops": None}

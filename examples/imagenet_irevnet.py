@@ -57,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
     what = p.add_argument_group("what to train")
     what.add_argument("--data", metavar="DIR", help="folder of the images (default: the embedded digits)")
     what.add_argument("--recipe", metavar="NAME", help=f"{', '.join(RECIPES)} (default: the paper's (b), or digits)")
-    what.add_argument("--model", metavar="NAME", help=f"{', '.join(zoo.names())} (default: the recipe's)")
+    what.add_argument(
+        "--model", metavar="NAME", help=f"{', '.join(zoo.names(kind='classifier'))} (default: the recipe's)"
+    )
     what.add_argument("--epochs", type=positive, metavar="N", help="passes over the training images")
     what.add_argument(
         "--batch-size", type=positive, metavar="N", help="images per step, over all processes; the rate follows"

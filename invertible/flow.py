@@ -11,6 +11,7 @@ from torch.distributions import Distribution, Independent, Normal, constraints
 from . import _check
 from ._base import Base, bases_of, batch_of, draw, flat, in_a_batch, log_prob_of, make_base, repeated, wide
 from ._buffers import buffers_move, buffers_stay
+from ._tracing import unreadable
 from ._value import Value, describe, leaves, map_value
 from .dequantize import Dequantize
 from .module import InvertibleModule, check_layer
@@ -119,7 +120,9 @@ class Flow(nn.Module):
 
         def normal(part: Tensor) -> Any:
             mean = torch.zeros(part.shape[1:], dtype=part.dtype, device=part.device)
-            return Independent(Normal(mean, torch.ones_like(mean)), mean.ndim)
+            # torch looks at what it is given, and of a flow on the device "meta" there is nothing to see
+            made = Normal(mean, torch.ones_like(mean), validate_args=False if unreadable(mean) else None)
+            return Independent(made, mean.ndim)
 
         return cls(transform, cast("Any", map_value(normal, z)), support=support)
 

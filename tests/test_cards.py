@@ -13,7 +13,9 @@ from torch import nn
 import zoo
 from zoo.__main__ import main
 from zoo.cards import CARDS, HEADER, cells
+from zoo.flows.cards import FLOW_HEADER, FLOWS, flow_cells
 from zoo.recipes import RECIPES
+from zoo.registry import kind_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +45,15 @@ def test_names_take_a_pattern():
     assert set(zoo.names("irevnet*")) <= set(zoo.names()) == set(zoo.names("*"))
 
 
+def test_names_are_of_two_kinds():
+    flows, classifiers = zoo.names(kind="flow"), zoo.names(kind="classifier")
+    assert sorted([*flows, *classifiers]) == zoo.names()
+    assert zoo.names("irevnet*", kind="flow") == []
+    assert (kind_of("glow"), kind_of("iunet")) == ("flow", "classifier")
+    with pytest.raises(ValueError, match=re.escape("zoo.names: kind must be one of 'classifier', 'flow', got 'net'.")):
+        zoo.names(kind="net")
+
+
 def test_the_table_fits_80_columns_and_shows_every_card(capsys):
     command = [sys.executable, "-W", "error", "-m", "zoo"]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -51,9 +62,16 @@ def test_the_table_fits_80_columns_and_shows_every_card(capsys):
     for name, card in CARDS.items():
         assert all(cell in rows[name] for cell in cells(name)), rows[name]
         assert f"{card.parameters:,}" in rows[name]
+    for name in FLOWS:
+        assert all(cell in rows[name] for cell in flow_cells(name)), rows[name]
     assert cells("somebody's")[1:] == ("-",) * (len(HEADER) - 1)
+    assert flow_cells("somebody's")[1:] == ("-",) * (len(FLOW_HEADER) - 1)
     assert main(["irevnet_[ab]"]) == 0
-    assert "irevnet_small" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "irevnet_small" not in out
+    assert "flow" not in out
+    assert main(["*glow"]) == 0
+    assert "classif" not in capsys.readouterr().out
 
 
 def test_one_card(capsys):
@@ -71,12 +89,30 @@ def test_one_card(capsys):
     ):
         assert words in out
     assert main(["irevnet_c"]) == 2
-    assert capsys.readouterr().err.startswith("error: no model 'irevnet_c'; there are irevnet_a, ")
+    assert capsys.readouterr().err.startswith("error: no model 'irevnet_c'; there are glow, irevnet_a, ")
+
+
+def test_the_card_of_a_flow(capsys):
+    assert main(["glow"]) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "44,052,816",
+        "3 × 32 × 32",
+        "3.35 bits per dimension (CIFAR-10, Table 2",
+        "rounds",
+        "not run",
+        "MIT",
+    ):
+        assert words in out
+    with pytest.raises(ValueError, match="expected a network with a linear classifier"):
+        zoo.replace_head(zoo.create("glow", shape=(1, 2, 2), levels=1, steps=1, width=2), 3)
 
 
 def test_a_model_without_a_card(capsys, monkeypatch):
     monkeypatch.delitem(CARDS, "irevnet_small")
-    message = "zoo.card: there is no card for 'irevnet_small' in zoo/cards.py; there are irevnet_a, irevnet_b"
+    message = (
+        "zoo.card: there is no card for 'irevnet_small' in zoo/cards.py, nor in zoo/flows/cards.py; there are irevnet_a"
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
         zoo.card("irevnet_small")
     assert main(["irevnet_small"]) == 2

@@ -163,6 +163,15 @@ def test_shapes_are_those_of_torch():
     assert Independent(plain.expand((3,)), 1).log_prob(torch.zeros(3, 2)).shape == ()
 
 
+def test_a_flow_without_data_has_shapes_and_likelihoods():
+    """Its base once looked at values that were not there."""
+    with torch.device("meta"):
+        flow = Flow.standard_normal(scales(), (1, 4, 4))
+    assert flow().event_shape == (1, 4, 4)
+    found = flow(value=torch.empty(3, 1, 4, 4, device="meta"))
+    assert (found.shape, found.device.type) == ((3,), "meta")
+
+
 def test_asking_for_a_shape_draws_and_changes_nothing():
     flow = Flow.standard_normal(Sequential(ActNorm(2), couplings()), (2,))
     before = {key: value.clone() for key, value in flow.state_dict().items()}

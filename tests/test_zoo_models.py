@@ -1,4 +1,7 @@
-"""Every model of the registry: its card is true, and a thin version trains, comes back, goes through files."""
+"""Every classifier of the registry: its card is true, and a thin version trains, comes back, goes through files.
+
+Flows are in ``test_zoo_flows.py``.
+"""
 
 import copy
 import inspect
@@ -46,7 +49,7 @@ THIN = {
     "revvit_s": Thin({"dim": 12, "depth": 2, "heads": 3, "patch_size": 8, "image_size": 16}, (2, 3, 16, 16)),
 }
 
-MODELS = sorted(name for name, builder in _builders.items() if builder.__module__.startswith("zoo."))
+MODELS = [name for name in zoo.names(kind="classifier") if _builders[name].__module__.startswith("zoo.")]
 INVERTIBLE = [name for name in MODELS if name not in CARDS or CARDS[name].inverse != "none"]
 
 LARGE = ["resnet101", "revnet104"]  # and as resnet50 and revnet56 are

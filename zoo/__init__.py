@@ -1,6 +1,7 @@
 """Networks assembled from invertible layers, their recipes, data and analyses."""
 
 from zoo.cards import card
+from zoo.flows import glow, realnvp
 from zoo.irevnet import Bottleneck, IRevNet, irevnet_a, irevnet_b, irevnet_cifar, irevnet_small
 from zoo.network import InvertibleNetwork, ReversibleNetwork
 from zoo.registry import Config, config_of, create, names, register, replace_head
@@ -29,12 +30,14 @@ __all__ = [
     "card",
     "config_of",
     "create",
+    "glow",
     "irevnet_a",
     "irevnet_b",
     "irevnet_cifar",
     "irevnet_small",
     "iunet",
     "names",
+    "realnvp",
     "register",
     "replace_head",
     "resnet50",

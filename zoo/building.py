@@ -23,6 +23,8 @@ def build(recipe: Recipe, *, num_classes: int) -> nn.Module:
     Raises:
         InputError: if there is no such network, or the recipe's sizes do not fit it.
     """
+    if registry.kind_of(recipe.model) == "flow":
+        raise InputError(f"{recipe.model} is a flow, a density; what is trained here classifies images")
     try:
         net = registry.create(recipe.model, num_classes=num_classes, **recipe.model_options)
     except ValueError as error:

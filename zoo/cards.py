@@ -1,10 +1,11 @@
-"""What is known of each model: one card per model, kept true by ``tests/test_cards.py``."""
+"""What is known of each model: one card per model, kept true by ``tests/test_cards.py``. Flows: zoo/flows/cards.py."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from zoo._frozen import frozen
+from zoo.flows.cards import FLOWS, FlowCard
 
 __all__ = ["CARDS", "Card", "TopOne", "card"]
 
@@ -259,11 +260,11 @@ CARDS: dict[str, Card] = {
         ),
     )
 }
-"""All cards by model."""
+"""All cards of classifiers, by model."""
 
 
-def card(name: str) -> Card:
-    """Returns what is known of a model.
+def card(name: str) -> Card | FlowCard:
+    """Returns what is known of a model: a :class:`~zoo.cards.Card`; of a flow a :class:`~zoo.flows.cards.FlowCard`.
 
     Args:
         name: one of :func:`zoo.names`.
@@ -277,6 +278,8 @@ def card(name: str) -> Card:
         >>> str(card("irevnet_b").reported[0])
         '26.7 % (ImageNet, Table 1)'
     """
-    if name not in CARDS:
-        raise ValueError(f"zoo.card: there is no card for {name!r} in zoo/cards.py; there are {', '.join(CARDS)}.")
-    return CARDS[name]
+    known: dict[str, Card | FlowCard] = {**CARDS, **FLOWS}
+    if name not in known:
+        rule = f"there is no card for {name!r} in zoo/cards.py, nor in zoo/flows/cards.py"
+        raise ValueError(f"zoo.card: {rule}; there are {', '.join(known)}.")
+    return known[name]

@@ -1,15 +1,55 @@
-"""Real images at hand: scikit-learn's handwritten digits, written as an ImageNet-style tree of files."""
+"""Real images at hand: scikit-learn's handwritten digits, as tensors and as an ImageNet-style tree of files."""
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch import Tensor
 
-__all__ = ["write_digits"]
+__all__ = ["Digits", "split_digits", "write_digits"]
 
 _EVERY = 5  # of each class, in the data's own order, every fifth digit is held out
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Handwritten digits."""
+
+    images: Tensor
+    """``(count, 1, 8, 8)``, whole numbers from 0 to 16 as float32: so dark is the ink."""
+    labels: Tensor
+    """``(count,)``, from 0 to 9."""
+
+    def of(self, label: int) -> Tensor:
+        """The images of a class."""
+        return self.images[self.labels == label]
+
+
+def split_digits() -> tuple[Digits, Digits]:
+    """Returns 1,442 handwritten digits to learn from, and 355 that are held out: those of :func:`write_digits`.
+
+    Example:
+        >>> training, held_out = split_digits()
+        >>> len(training.images), len(held_out.images)
+        (1442, 355)
+    """
+    pixels, classes = load_digits(return_X_y=True)
+    images, labels = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8), torch.tensor(classes)
+    held = torch.tensor(list(_held_out(classes)))
+    return Digits(images[~held], labels[~held]), Digits(images[held], labels[held])
+
+
+def _held_out(labels: Iterable[int]) -> Iterable[bool]:
+    """Of each label whether it is held out."""
+    seen = [0] * 10
+    for label in labels:
+        yield seen[label] % _EVERY == _EVERY - 1
+        seen[label] += 1
 
 
 def write_digits(root: Path) -> Path:
@@ -27,10 +67,8 @@ def write_digits(root: Path) -> Path:
         ``root``.
     """
     images, labels = load_digits(return_X_y=True)
-    seen = [0] * 10
-    for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
-        split = "val" if seen[label] % _EVERY == _EVERY - 1 else "train"
-        seen[label] += 1
+    for number, (pixels, label, held) in enumerate(zip(images, labels, _held_out(labels), strict=True)):
+        split = "val" if held else "train"
         path = root / split / str(label) / f"{number:04d}.png"
         if path.exists():
             continue

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from invertible import Flow
 from invertible.backprop import Strategy
 from invertible.testing import measure_memory
 from zoo.building import build
@@ -54,12 +55,12 @@ def size_of(run: Run, num_classes: int) -> Size:
 
 
 @torch.no_grad()
-def flops_of(net: nn.Module, size: int) -> int:
-    """Floating-point operations of the forward pass of one image, see :attr:`Size.flops`.
+def flops_of(net: nn.Module, size: int | tuple[int, ...]) -> int:
+    """Floating-point operations of the forward pass of one image, see :attr:`Size.flops`; of a flow, of a log-density.
 
     Args:
         net: in ``eval`` mode, on the device ``"meta"``.
-        size: of the image, in pixels, in each dimension.
+        size: of the image, in pixels, in each dimension; of a flow the shape of a datum.
 
     Example:
         >>> import zoo
@@ -69,7 +70,7 @@ def flops_of(net: nn.Module, size: int) -> int:
         6180864
     """
     with FlopCounterMode(display=False) as counter:
-        net(_images(net, 1, size))
+        _output(net, _images(net, 1, size))
     return counter.get_total_flops()
 
 
@@ -108,15 +109,17 @@ def _planned(net: IRevNet, run: Run) -> Cost:
     return _cost(peak)
 
 
-def cost_of(net: nn.Module, size: int) -> Cost:
+def cost_of(net: nn.Module, size: int | tuple[int, ...]) -> Cost:
     """What a training step of a whole network keeps, beside its parameters and their gradients, which stay.
+
+    That of a flow is a step by likelihood, for each datum.
 
     The most that is there at any time in forward and backward, counted by
     :func:`invertible.testing.measure_memory` without data, for batches of 8 and of 64.
 
     Args:
         net: in ``train`` mode, on the device ``"meta"``. It is left without gradients.
-        size: of the images, in pixels, in each dimension.
+        size: of the images, in pixels, in each dimension; of a flow the shape of a datum.
 
     Example:
         >>> import zoo
@@ -133,15 +136,21 @@ def cost_of(net: nn.Module, size: int) -> Cost:
         for p in net.parameters():
             p.grad = torch.zeros_like(p)
         x = _images(net, images, size)
-        _, memory = measure_memory(lambda: net(x).sum().backward(), "meta")
+        _, memory = measure_memory(lambda: _output(net, x).sum().backward(), "meta")
         net.zero_grad()
         return memory.peak
 
     return _cost(peak)
 
 
-def _images(net: nn.Module, count: int, size: int) -> torch.Tensor:
+def _output(net: nn.Module, x: Tensor) -> Tensor:
+    return net(value=x) if isinstance(net, Flow) else net(x)
+
+
+def _images(net: nn.Module, count: int, size: int | tuple[int, ...]) -> Tensor:
     """Of as many channels and dimensions as the network has, 3 and 2 if it does not say."""
+    if isinstance(size, tuple):
+        return torch.empty(count, *size, device="meta")
     sizes = [size] * getattr(net, "dimensions", 2)
     return torch.empty(count, getattr(net, "in_channels", 3), *sizes, device="meta")
 

@@ -5,18 +5,23 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, get_args, overload
 
 from torch import nn
 
 from zoo._frozen import frozen
 from zoo.weights import Weights, fetch, load_weights, weights_of
 
-__all__ = ["Config", "config_of", "create", "names", "register", "replace_head"]
+__all__ = ["Config", "Kind", "config_of", "create", "kind_of", "names", "register", "replace_head"]
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
+Kind = Literal["classifier", "flow"]
+"""What a model is: a network that returns logits, of an image or of each pixel; or a density, an
+:class:`invertible.Flow`."""
+
 _builders: dict[str, Callable[..., nn.Module]] = {}
+_flows: set[str] = set()  # the names of those that are no classifiers
 
 _CONFIG = "zoo_config"  # an attribute of the network: it goes through deepcopy, pickling and FSDP
 
@@ -34,12 +39,24 @@ class Config:
         object.__setattr__(self, "options", frozen(self.options))
 
 
-def register(builder: Builder) -> Builder:
+@overload
+def register(builder: Builder) -> Builder: ...
+@overload
+def register(*, kind: Kind) -> Callable[[Builder], Builder]: ...
+def register(builder: Any = None, *, kind: Kind = "classifier") -> Any:
     """Makes a builder known by its function's name, and lets what it builds remember name and options.
+
+    A decorator: ``@register``, or ``@register(kind="flow")`` for what returns an :class:`invertible.Flow`.
+
+    Args:
+        builder: all of whose options have defaults.
+        kind: of the model.
 
     Raises:
         ValueError: if the name is taken.
     """
+    if builder is None:
+        return functools.partial(register, kind=kind)
     name = builder.__name__
     if name in _builders:
         raise ValueError(f"zoo.register: the name {name!r} is taken.")
@@ -54,20 +71,41 @@ def register(builder: Builder) -> Builder:
         return net
 
     _builders[name] = build
-    return cast("Builder", build)
+    if kind == "flow":
+        _flows.add(name)
+    return build
 
 
-def names(pattern: str = "*") -> list[str]:
+def names(pattern: str = "*", *, kind: Kind | None = None) -> list[str]:
     """Returns the names of all models that match a pattern, sorted.
 
     Args:
         pattern: as a shell's: ``*`` stands for any letters, ``?`` for one, ``[ab]`` for one of these.
+        kind: ``"classifier"`` or ``"flow"``, for those alone.
+
+    Raises:
+        ValueError: if there is no such kind.
 
     Example:
         >>> names("irevnet_?")
         ['irevnet_a', 'irevnet_b']
+        >>> "glow" in names(kind="flow"), "glow" in names(kind="classifier")
+        (True, False)
     """
-    return sorted(name for name in _builders if fnmatchcase(name, pattern))
+    if kind not in {None, *get_args(Kind)}:
+        raise ValueError(f"zoo.names: kind must be one of {', '.join(map(repr, get_args(Kind)))}, got {kind!r}.")
+    found = sorted(name for name in _builders if fnmatchcase(name, pattern))
+    return [name for name in found if kind in {None, kind_of(name)}]
+
+
+def kind_of(name: str) -> Kind:
+    """Returns what the model of a name is; of an unknown name ``"classifier"``, whose builders say that there is none.
+
+    Example:
+        >>> kind_of("glow")
+        'flow'
+    """
+    return "flow" if name in _flows else "classifier"
 
 
 def create(name: str, *, weights: str | Weights | None = None, **options: Any) -> nn.Module:
@@ -100,10 +138,11 @@ def create(name: str, *, weights: str | Weights | None = None, **options: Any) -
     if weights is None:
         return builder(**options)
     entry = weights_of(name, weights)
-    num_classes = options.pop("num_classes", None)
+    # Of a flow it is an option like any other: its functions see the class.
+    num_classes = options.pop("num_classes", None) if kind_of(name) == "classifier" else None
     net = builder(**{**entry.options, **options})
     load_weights(net, fetch(entry))
-    if num_classes not in {None, config_of(net).options.get("num_classes")}:
+    if num_classes is not None and num_classes != config_of(net).options.get("num_classes"):
         replace_head(net, num_classes)
     return net
 

@@ -16,6 +16,7 @@ from zoo.building import find_device, load_net
 from zoo.cards import card
 from zoo.data import Data, Samples, Source, batches_of, evaluation_transform, loader, open_data
 from zoo.errors import InputError, UnsuitedError
+from zoo.flows.cards import FlowCard
 from zoo.irevnet import IRevNet
 from zoo.pretrained import from_pretrained
 from zoo.recipes import RECIPES, Recipe
@@ -89,7 +90,7 @@ def open_subject(checkpoint: str | Path, *, device: str = "cpu", size: int | Non
     if is_pretrained(folder):
         net = from_pretrained(folder).to(place, torch.float32)  # as images are
         model = config_of(net).model
-        recipe = _recipe_for(model)
+        recipe = _recipe_for(model, path)
     else:
         net, run = load_net(folder, place)
         model, recipe = run.recipe.model, run.recipe
@@ -182,8 +183,10 @@ def copy_without_grid(net: Reversible, dtype: torch.dtype) -> Reversible:
     return copied.eval().requires_grad_(False)
 
 
-def _recipe_for(model: str) -> Recipe:
+def _recipe_for(model: str, path: Path) -> Recipe:
     known = card(model)
+    if isinstance(known, FlowCard):
+        raise InputError(f"{path} holds {model}, a flow; the analyses are of networks that classify images")
     if known.recipe in RECIPES:
         return RECIPES[known.recipe]
     return dataclasses.replace(RECIPES["digits"], name="", model=model, size=known.size, resize=known.size)
