@@ -66,6 +66,7 @@ def draw_row(row: Any, name: str, density: Density, flow: Flow, generator: Gener
 
 def run(options: argparse.Namespace) -> Path:
     """Fits, prints and draws; returns the picture's file."""
+    options.output.mkdir(parents=True, exist_ok=True)  # first: it may be no folder
     names = options.density or list(DENSITIES)
     figure = new_figure(9.5, 2.9 * len(names))
     rows = figure.subplots(len(names), 3, squeeze=False)
@@ -79,7 +80,6 @@ def run(options: argparse.Namespace) -> Path:
         what = f"held-out log-likelihood {found:.3f} nats, that of the density itself {known:.3f}"
         print(f"{name}: {what}, divergence {known - found:.3f}", flush=True)
         draw_row(row, name, density, flow, unseen)
-    options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "density_2d.png"
     figure.savefig(path, dpi=90)
     return path
@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         "--density", nargs="+", choices=list(DENSITIES), metavar="NAME", help=f"{', '.join(DENSITIES)} (all)"
     )
     p.add_argument("--flow", choices=list(FLOWS), default="spline_flow", help="which one (default: spline_flow)")
-    p.add_argument("--steps", type=positive, default=1500, metavar="N", help="of 256 points each (default: 1500)")
+    p.add_argument("--steps", type=positive, default=1000, metavar="N", help="of 256 points each (default: 1000)")
     p.add_argument("--seed", type=count, default=0, metavar="N", help="of weights and points (default: 0)")
     p.add_argument("--output", type=Path, default=Path("runs/density_2d"), metavar="DIR", help="where the picture goes")
     return p
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
+        print("stopped; no picture was drawn", file=sys.stderr)
         return 130
     return 0
 

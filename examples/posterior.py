@@ -64,6 +64,7 @@ def draw_rows(rows: Any, name: str, problem: Problem, flow: Flow, generator: Gen
 
 def run(options: argparse.Namespace) -> Path:
     """Learns, prints and draws; returns the picture's file."""
+    options.output.mkdir(parents=True, exist_ok=True)  # first: it may be no folder
     names = options.problem or list(PROBLEMS)
     figure = new_figure(8, 5.8 * len(names))
     rows = figure.subplots(2 * len(names), 3)
@@ -73,7 +74,6 @@ def run(options: argparse.Namespace) -> Path:
         flow = learnt(problem, options)
         print(f"{name}: divergence from the exact posterior {divergence(problem, flow, unseen):.3f} nats", flush=True)
         draw_rows(rows[2 * i : 2 * i + 2], name.replace("_", " "), problem, flow, unseen)
-    options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "posterior.png"
     figure.savefig(path, dpi=90)
     return path
@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--problem", nargs="+", choices=list(PROBLEMS), metavar="NAME", help=f"{', '.join(PROBLEMS)} (all)")
-    p.add_argument("--steps", type=positive, default=2000, metavar="N", help="of 256 simulations each (default: 2000)")
+    p.add_argument("--steps", type=positive, default=1500, metavar="N", help="of 256 simulations each (default: 1500)")
     p.add_argument("--seed", type=count, default=0, metavar="N", help="of weights and simulations (default: 0)")
     p.add_argument("--output", type=Path, default=Path("runs/posterior"), metavar="DIR", help="where the picture goes")
     return p
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
+        print("stopped; no picture was drawn", file=sys.stderr)
         return 130
     return 0
 

@@ -76,9 +76,9 @@ class TwoMoons(Problem):
         \theta \sim \mathcal{U}[-1, 1]^2, \quad
         x = (r \cos a + \tfrac14,\; r \sin a) + \tfrac{1}{\sqrt 2} (-|\theta_1 + \theta_2|,\; \theta_2 - \theta_1)
 
-    with :math:`a \sim \mathcal{U}(-\pi/2, \pi/2)` and :math:`r \sim \mathcal{N}(0.1, 0.01^2)`. A shift has two
-    unknowns, and given a point on the crescent both are as likely: samples are drawn by going backwards, and the evidence
-    is the share of the crescent from where they stay in the square.
+    with :math:`a \sim \mathcal{U}(-\pi/2, \pi/2)` and :math:`r \sim \mathcal{N}(0.1, 0.01^2)`. A shift has
+    two unknowns, and given a point on the crescent both are as likely: samples are drawn by going backwards, and the
+    evidence is the share of the crescent from where they stay in the square.
 
     Source: Greenberg et al., 2019, https://arxiv.org/abs/1905.07488, as in the benchmark of Lueckmann et al., 2021,
     https://arxiv.org/abs/2101.04653, section T.8.

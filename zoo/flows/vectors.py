@@ -102,7 +102,7 @@ def spline_flow(
         x \mapsto h_n \circ W_n \circ \dots \circ h_1 \circ W_1 (a(x)), \qquad
         h(x_1, x_2) = (x_2,\; \mathrm{spline}(x_1; F(x_2))), \qquad z \sim \mathcal{N}(0, 1)
 
-    with a permutation or a trained matrix :math:`W` before each coupling, and an :class:`~invertible.ActNorm` :math:`a`
+    with a permutation or a trained matrix :math:`W` between couplings, and an :class:`~invertible.ActNorm` :math:`a`
     at the beginning, which brings data to the interval of the splines: it starts from the first batch in training. All
     splines start as the identity.
 
@@ -110,7 +110,7 @@ def spline_flow(
     matrix before each coupling, here ``mixing="linear"``, that starts as the identity behind a permutation, and not as
     a rotation. Its couplings bend the half that F reads by splines, too, with trained numbers; that half is the next
     one's here. The residual functions are those of its code, https://github.com/bayesiains/nsf, without batch norm and
-    dropout, with SiLU for ReLU, and with the condition joined to the input. It has no ActNorm: it standardises data
+    dropout, and with the condition joined to the input. It has no ActNorm: it standardises data
     beforehand.
 
     Args:
@@ -122,8 +122,8 @@ def spline_flow(
         bins: of a spline.
         bound: splines are on ``[-bound, bound]``, in standard deviations of the first batch.
         conditioner: the functions: ``"mlp"``, or ``"residual"``, which is for many features or a deep function.
-        mixing: ``"permutation"``, a random one between couplings (of two features none: couplings swap them), or
-            ``"linear"`` for an :class:`~invertible.InvertibleLinear` before each.
+        mixing: ``"permutation"``, a random one after every two couplings, which transform both halves (of two features
+            none is needed); or ``"linear"``, an :class:`~invertible.InvertibleLinear` before each coupling.
 
     Shape:
         - Value: ``(batch, features)``
@@ -150,7 +150,7 @@ def spline_flow(
     for i in range(couplings):
         if mixing == "linear":
             layers.append(InvertibleLinear(features))
-        elif features > 2 and i > 0:
+        elif features > 2 and i > 0 and i % 2 == 0:  # two couplings transform both halves
             layers.append(Permute.random(features, seed=i))
         spline = RationalQuadraticSpline(bins=bins, bound=bound)
         function = _CONDITIONERS[conditioner]
@@ -174,7 +174,7 @@ def _coupling(
 
 def _mlp(inputs: int, outputs: int, width: int, depth: int) -> nn.Module:
     sizes = [inputs, *[width] * depth]
-    hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
+    hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*hidden, _zeros(nn.Linear(width, outputs)))
 
 
@@ -184,7 +184,7 @@ class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         last = _zeros(nn.Linear(width, width))
-        self.body = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), last)
+        self.body = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), last)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
