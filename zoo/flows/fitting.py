@@ -28,7 +28,7 @@ def fit(parameters: Iterable[nn.Parameter], loss: Callable[[], Tensor], *, steps
     Example:
         >>> x = nn.Parameter(torch.ones(()))
         >>> _ = fit([x], lambda: (x - 3).square(), steps=100, lr=0.1)
-        >>> abs(float(x) - 3) < 0.01
+        >>> abs(x.item() - 3) < 0.01
         True
     """
     optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)

@@ -24,7 +24,7 @@ class Problem(ABC):
 
     @abstractmethod
     def log_posterior(self, unknowns: Tensor, measured: Tensor) -> Tensor:
-        """The exact log-density in nats of unknowns, each given its measurement."""
+        """The exact log-density in nats of unknowns, each given its measurement, or all the same one ``(2,)``."""
 
     @abstractmethod
     def posterior(self, measured: Tensor, count: int, generator: Generator) -> Tensor:
@@ -105,7 +105,7 @@ class TwoMoons(Problem):
         log_radius = -0.5 * ((radius - 0.1) / 0.01).square() - math.log(0.01 * math.sqrt(2 * math.pi))
         likely = log_radius - radius.log() - math.log(math.pi)  # of a point, for which r da dr is the area
         inside = (unknowns.abs() <= 1).all(1) & (point[:, 0] >= 0)
-        return torch.where(inside, likely - self._evidence(measured).log(), -math.inf)
+        return torch.where(inside, likely - self._evidence(torch.atleast_2d(measured)).log(), -math.inf)
 
     def posterior(self, measured: Tensor, count: int, generator: Generator) -> Tensor:
         found: list[Tensor] = []

@@ -152,10 +152,10 @@ def spline_flow(
             layers.append(InvertibleLinear(features))
         elif features > 2 and i > 0 and i % 2 == 0:  # two couplings transform both halves
             layers.append(Permute.random(features, seed=i))
+        own, other = (first, second) if i % 2 == 0 else (second, first)  # a coupling swaps them
         spline = RationalQuadraticSpline(bins=bins, bound=bound)
-        function = _CONDITIONERS[conditioner]
-        coupling = _coupling(first, second, condition_features, spline, function, width, depth)
-        layers.extend((Split(channels=first), coupling, Merge(channels=second)))
+        coupling = _coupling(own, other, condition_features, spline, _CONDITIONERS[conditioner], width, depth)
+        layers.extend((Split(channels=own), coupling, Merge(channels=other)))
     return Flow(Sequential(*layers), _normal(features))
 
 
@@ -213,7 +213,7 @@ def _logistic(features: int) -> Distribution:
 
 _BASES: dict[str, Callable[[int], Distribution]] = {"logistic": _logistic, "normal": _normal}
 _CONDITIONERS: dict[str, Callable[[int, int, int, int], nn.Module]] = {"mlp": _mlp, "residual": _residual}
-_MIXINGS = ("linear", "permutation")
+_MIXINGS = ("permutation", "linear")
 
 
 def _check(who: str, features: int, condition_features: int, **others: int) -> None:
