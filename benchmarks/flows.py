@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import product
 from typing import Any
 
 import torch
@@ -39,8 +38,8 @@ REPEATS = 10  # steps of one answer
 
 def zuko_couplings(width: int) -> nn.Module:
     """Couplings of zuko with its spline, that alternate as ours do."""
-    from zuko.flows.coupling import NICE
-    from zuko.transforms import MonotonicRQSTransform
+    from zuko.flows.coupling import NICE  # pyright: ignore[reportMissingImports]
+    from zuko.transforms import MonotonicRQSTransform  # pyright: ignore[reportMissingImports]
 
     shapes = [(BINS,), (BINS,), (BINS - 1,)]
     return NICE(2, transforms=COUPLINGS, hidden_features=(width,) * 2, univariate=MonotonicRQSTransform, shapes=shapes)
@@ -48,7 +47,7 @@ def zuko_couplings(width: int) -> nn.Module:
 
 def zuko_nsf(width: int) -> nn.Module:
     """Zuko's own neural spline flow, with its own number of transforms, 3."""
-    from zuko.flows import NSF
+    from zuko.flows import NSF  # pyright: ignore[reportMissingImports]
 
     return NSF(2, transforms=COUPLINGS // 2, hidden_features=(width,) * 2, bins=BINS)
 
@@ -123,7 +122,7 @@ def serve_case(name: str) -> None:
 
 def fit_all(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """The divergences, by density and contender."""
-    cases = list(product(CONTENDERS, options.densities, range(options.seeds)))
+    cases = [(name, which, i) for name in CONTENDERS for which in options.densities for i in range(options.seeds)]
     found: dict[str, dict[str, list[float]]] = {d: {name: [] for name in CONTENDERS} for d in options.densities}
     with ProcessPoolExecutor(2) as pool:
         for (name, density, _), value in zip(cases, pool.map(partial(fitted, steps=options.steps), cases), strict=True):

@@ -54,7 +54,7 @@ def draw_row(row: Any, name: str, density: Density, flow: Flow, generator: Gener
             values = picture(flow, extent)
             top = float(values.flatten().quantile(0.998))  # a few narrow peaks would leave the rest dark
             limits = (-extent, extent, -extent, extent)
-            image = axes.imshow(values, origin="lower", extent=limits, cmap="magma_r", vmin=0, vmax=top)
+            image = axes.imshow(values.numpy(), origin="lower", extent=limits, cmap="magma_r", vmin=0, vmax=top)
             row[0].figure.colorbar(image, ax=axes, shrink=0.8, label="density (per unit of area)")
         else:
             axes.scatter(*parts[what].T, s=1, linewidths=0, alpha=0.6, color="black" if what == "data" else "C0")

@@ -27,7 +27,7 @@ def fit(parameters: Iterable[nn.Parameter], loss: Callable[[], Tensor], *, steps
 
     Example:
         >>> x = nn.Parameter(torch.ones(()))
-        >>> _ = fit([x], lambda: (x - 3).square(), steps=100, lr=0.1)
+        >>> _ = fit([x], lambda: (x - 3).square(), steps=200, lr=0.3)
         >>> abs(x.item() - 3) < 0.01
         True
     """
