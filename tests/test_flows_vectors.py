@@ -182,7 +182,7 @@ def test_what_diverges_is_said():
 
 @pytest.mark.slow
 def test_a_fitted_flow_is_near_the_mixture():
-    """Measured: 0.022 nats with this seed."""
+    """Measured: 0.040 nats with this seed, and 0.045 with the next."""
     torch.manual_seed(0)
     density, draw = DENSITIES["mixture"](), Generator().manual_seed(0)
     flow = spline_flow(2, couplings=4)
