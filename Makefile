@@ -76,6 +76,7 @@ bench: .venv/.ready-bench ## the measurements of the docs, written to runs/bench
 	@$(BIN)/python -m benchmarks.frontier
 	@$(BIN)/python -m benchmarks.models
 	@$(BIN)/python -m benchmarks.residual
+	@$(BIN)/python -m benchmarks.flows
 
 clean: ## remove what the targets made, except the environments
 	@rm -rf build dist docs/_build docs/generated runs .hypothesis .pytest_cache .ruff_cache
