@@ -81,8 +81,8 @@ def _evaluated(function: Function, x: Tensor, copies: int) -> tuple[Tensor, Tens
     many = x.repeat(copies, *[1] * (x.ndim - 1)) if copies != 1 else x.view_as(x)
     if not (tracked and many.requires_grad):
         many = many.detach().requires_grad_()
-    with torch.enable_grad():
-        return function(many), many, tracked
+    with torch.enable_grad():  # a view: what hooks the input of F, as a profiler does, can't be asked about a leaf
+        return function(many.view_as(many)), many, tracked
 
 
 def _pulled(values: Tensor, many: Tensor, cotangent: Tensor, **options: bool) -> Tensor:

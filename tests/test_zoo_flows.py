@@ -28,6 +28,9 @@ from zoo.weights import Transforms, Weights, save_weights
 ROOT = Path(__file__).parents[1]
 
 THIN = {
+    "iresnet": {"features": 2, "blocks": 2, "width": 4, "depth": 1, "lipschitz": 0.5, "log_det": "exact"},
+    "nice": {"features": 3, "couplings": 3, "width": 4},
+    "spline_flow": {"features": 3, "couplings": 3, "width": 4, "bins": 3, "mixing": "linear"},
     "glow": {"shape": (1, 4, 4), "levels": 2, "steps": 2, "width": 4, "values": 5},
     "realnvp": {"shape": (1, 4, 4), "levels": 2, "blocks": 1, "width": 4, "values": 5},
 }

@@ -1,7 +1,7 @@
 """Networks assembled from invertible layers, their recipes, data and analyses."""
 
 from zoo.cards import card
-from zoo.flows import glow, realnvp
+from zoo.flows import glow, iresnet, nice, realnvp, spline_flow
 from zoo.irevnet import Bottleneck, IRevNet, irevnet_a, irevnet_b, irevnet_cifar, irevnet_small
 from zoo.network import InvertibleNetwork, ReversibleNetwork
 from zoo.registry import Config, config_of, create, names, register, replace_head
@@ -31,12 +31,14 @@ __all__ = [
     "config_of",
     "create",
     "glow",
+    "iresnet",
     "irevnet_a",
     "irevnet_b",
     "irevnet_cifar",
     "irevnet_small",
     "iunet",
     "names",
+    "nice",
     "realnvp",
     "register",
     "replace_head",
@@ -49,4 +51,5 @@ __all__ = [
     "revnet110",
     "revnet164",
     "revvit_s",
+    "spline_flow",
 ]

@@ -1,7 +1,8 @@
 """Flows of the zoo: densities of images and of vectors, and what they are used for."""
 
 from zoo.flows.images import glow, realnvp
+from zoo.flows.residual import iresnet
 from zoo.flows.sampling import bits_per_dimension, samples
 from zoo.flows.vectors import nice, spline_flow
 
-__all__ = ["bits_per_dimension", "glow", "nice", "realnvp", "samples", "spline_flow"]
+__all__ = ["bits_per_dimension", "glow", "iresnet", "nice", "realnvp", "samples", "spline_flow"]

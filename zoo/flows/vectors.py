@@ -23,10 +23,12 @@ from invertible import (
     Sequential,
     Split,
 )
+from zoo.registry import register
 
 __all__ = ["nice", "spline_flow"]
 
 
+@register(kind="flow")
 def nice(
     features: int = 2,
     *,
@@ -84,6 +86,7 @@ def nice(
     return Flow(body, _BASES[base](features))
 
 
+@register(kind="flow")
 def spline_flow(
     features: int = 2,
     *,
@@ -203,12 +206,19 @@ def _zeros(layer: nn.Linear) -> nn.Linear:
 
 
 def _normal(features: int) -> Distribution:
-    return Independent(Normal(torch.zeros(features), torch.ones(features)), 1)
+    mean = torch.zeros(features)
+    return Independent(Normal(mean, torch.ones_like(mean), validate_args=_validated(mean)), 1)
 
 
 def _logistic(features: int) -> Distribution:
-    uniform = Uniform(torch.zeros(features), torch.ones(features))
+    low = torch.zeros(features)
+    uniform = Uniform(low, torch.ones_like(low), validate_args=_validated(low))
     return Independent(TransformedDistribution(uniform, [SigmoidTransform().inv]), 1)
+
+
+def _validated(like: Tensor) -> bool | None:
+    """Torch looks at what it is given, and on the device ``"meta"`` there is nothing to see."""
+    return False if like.is_meta else None
 
 
 _BASES: dict[str, Callable[[int], Distribution]] = {"logistic": _logistic, "normal": _normal}
