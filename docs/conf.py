@@ -50,7 +50,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx-mathjax-offline",
 ]
-exclude_patterns = ["_build", "*.part.md"]
+exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 nitpicky = True
 

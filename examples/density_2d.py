@@ -19,12 +19,16 @@ from torch import Generator, Tensor
 from invertible import Flow
 from zoo.arguments import count, positive
 from zoo.errors import InputError
-from zoo.flows import nice, spline_flow
+from zoo.flows import iresnet, nice, spline_flow
 from zoo.flows.densities import DENSITIES, Density
 from zoo.flows.fitting import fit
 from zoo.plots import new_figure
 
-FLOWS = {"spline_flow": spline_flow, "nice": lambda: nice(couplings=8)}
+FLOWS = {
+    "spline_flow": spline_flow,
+    "nice": lambda: nice(couplings=8),
+    "iresnet": lambda: iresnet(log_det="exact"),
+}
 HELD_OUT, SHOWN, PIXELS = 20_000, 3000, 200
 
 

@@ -83,6 +83,9 @@ FLOW_HEADER = ("flow", "parameters", "GFLOP", "data", "inverse", "store", "recon
 """Of the table: the log-density of one datum of that shape; and megabytes of a training step for each of them, by what
 is kept for the gradients."""
 
+_IRESNET = "Behrmann et al., 2019, https://arxiv.org/abs/1811.00995"
+_NICE = "Dinh et al., 2014, https://arxiv.org/abs/1410.8516"
+_SPLINE = "Durkan et al., 2019, https://arxiv.org/abs/1906.04032"
 _GLOW = "Kingma and Dhariwal, 2018, https://arxiv.org/abs/1807.03039"
 _REALNVP = "Dinh et al., 2017, https://arxiv.org/abs/1605.08803"
 
@@ -108,6 +111,33 @@ FLOWS: dict[str, FlowCard] = {
             inverse="rounds",
             activations={"store": 24_932_533, "recompute": 4_829_324, "reconstruct": 4_767_884},
             reported=(Density(3.49, "bits per dimension", "CIFAR-10, Table 1 of the paper"),),
+        ),
+        FlowCard(
+            name="iresnet",
+            source=f"{_IRESNET}, with the estimate of Chen et al., 2019, https://arxiv.org/abs/1906.02735",
+            shape=(2,),
+            parameters=86_464,
+            flops=75_878_656,
+            inverse="iterative",
+            activations={"store": 62_058, "recompute": 6_622, "reconstruct": 6_630},
+        ),
+        FlowCard(
+            name="nice",
+            source=f"section 5.1 of {_NICE}; for vectors of few features",
+            shape=(2,),
+            parameters=17_416,
+            flops=33_792,
+            inverse="bijective",
+            activations={"store": 2_324, "recompute": 796, "reconstruct": 800},
+        ),
+        FlowCard(
+            name="spline_flow",
+            source=f"section 3 of {_SPLINE}; for vectors of few features",
+            shape=(2,),
+            parameters=34_702,
+            flops=67_584,
+            inverse="bijective",
+            activations={"store": 5_301, "recompute": 836, "reconstruct": 808},
         ),
     )
 }
