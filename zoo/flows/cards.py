@@ -116,10 +116,10 @@ FLOWS: dict[str, FlowCard] = {
             name="iresnet",
             source=f"{_IRESNET}, with the estimate of Chen et al., 2019, https://arxiv.org/abs/1906.02735",
             shape=(2,),
-            parameters=86_464,
-            flops=75_878_656,
+            parameters=7_164,
+            flops=1_624_960,
             inverse="iterative",
-            activations={"store": 62_058, "recompute": 6_622, "reconstruct": 6_630},
+            activations={"store": 11_406, "recompute": 332, "reconstruct": 332},
         ),
         FlowCard(
             name="nice",

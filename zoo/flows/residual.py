@@ -12,13 +12,16 @@ from zoo.registry import register
 __all__ = ["iresnet"]
 
 
+_SHARPNESS = 20.0  # of the activation: it bends within a twentieth of the unit
+
+
 @register(kind="flow")
 def iresnet(
     features: int = 2,
     *,
-    blocks: int = 10,
-    width: int = 64,
-    depth: int = 3,
+    blocks: int = 20,
+    width: int = 16,
+    depth: int = 2,
     lipschitz: float = 0.97,
     log_det: Literal["exact", "series", "roulette"] = "roulette",
 ) -> Flow:
@@ -34,9 +37,10 @@ def iresnet(
 
     Source: i-ResNet (Behrmann et al., 2019), https://arxiv.org/abs/1811.00995, and for the unbiased estimate
     (``"roulette"``) and activations that have a second derivative residual flows (Chen et al., 2019),
-    https://arxiv.org/abs/1906.02735. There the weights are normalised by estimates of their norms, here by bounds;
-    the activation is SiLU, whose largest slope is bounded with them (theirs, LipSwish, divides by it). Dropping a
-    stage's dimensions and classifying are not in it.
+    https://arxiv.org/abs/1906.02735. There the weights are normalised by estimates of their norms, here by bounds.
+    Theirs is the activation LipSwish, with a trained sharpness; here it is a softplus, sharp from the start, because
+    weights that are bounded keep its input small, where a smooth function is nearly linear and cannot bend data; and
+    weights start orthogonal, as large as they may be. Splitting images by scale is not in it.
 
     Args:
         features: of a vector.
@@ -66,7 +70,13 @@ def iresnet(
     layers: list[InvertibleModule[Any, Any]] = [ActNorm(features)]
     for _ in range(blocks):
         sizes = (features, *[width] * depth)
-        hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
-        function = nn.Sequential(*hidden, nn.Linear(width, features))
+        hidden = [layer for a, b in pairwise(sizes) for layer in (_linear(a, b), nn.Softplus(_SHARPNESS))]
+        function = nn.Sequential(*hidden, _linear(width, features))
         layers += [Residual(function, lipschitz=lipschitz, log_det=log_det), ActNorm(features)]
     return Flow.standard_normal(Sequential(*layers), (features,))
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight)
+    return layer
