@@ -270,7 +270,7 @@ class Residual(InvertibleModule[Tensor, Tensor]):
             else:
                 go_on = max(0.5, self.lipschitz or 0.9)
                 if self.log_det == "roulette":
-                    weights = roulette(self.terms, go_on, on_average=is_unread())
+                    weights = roulette(self.terms, go_on, on_average=is_unread() or x.is_meta)
                 else:
                     weights = truncated(self.terms)
                 value, log_det = by_series(
