@@ -14,6 +14,8 @@ from zoo.analysis.__main__ import main
 from zoo.errors import InputError
 from zoo.pretrained import save_pretrained
 
+pytestmark = pytest.mark.usefixtures("digits_once")
+
 
 def network(grid=None):
     """In train, with statistics and weights that are not those of initialisation."""

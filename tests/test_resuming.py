@@ -20,14 +20,10 @@ from zoo.analysis.parts import Parts, key_of
 from zoo.errors import InputError
 from zoo.pretrained import save_pretrained
 
+pytestmark = pytest.mark.usefixtures("digits_once")
+
 ROOT = Path(__file__).parents[1]
 COMPUTED = []
-
-
-@pytest.fixture(autouse=True)
-def _digits(tmp_path_factory, monkeypatch):
-    """They are written once for all tests."""
-    monkeypatch.setattr("zoo.data.opening.DIGITS", tmp_path_factory.getbasetemp() / "digits")
 
 
 @pytest.fixture(autouse=True)
