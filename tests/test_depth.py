@@ -177,11 +177,12 @@ def test_a_pass_that_was_stopped_goes_on_to_the_same_bytes(setting, monkeypatch,
     assert calls[99:] == [1, 1]  # nothing is computed twice
 
 
-def test_a_damaged_file_is_made_anew(setting):
+@pytest.mark.parametrize("length", [200, 0])
+def test_a_damaged_file_is_made_anew(setting, length):
     _, _, training, _ = kept(setting)
     expected = contents(setting.root / "features")
     path = training.folder / "block_001.npy"
-    path.write_bytes(path.read_bytes()[:200])
+    path.write_bytes(path.read_bytes()[:length])
     kept(setting)
     assert contents(setting.root / "features") == expected
 
@@ -226,7 +227,7 @@ def test_images_that_cannot_be_read_and_values_that_are_not_finite_are_refused(s
     with pytest.raises(InputError, match=r"cannot read the image .*b/1.png: not an image file"):
         kept(setting)
     net = network()
-    net.body[2].function[0].weight.data.fill_(torch.inf)
+    net.body[2].function[-1].weight.data.fill_(3e38)  # finite; the features are not
     save_pretrained(net, setting.net)
     with pytest.raises(InputError, match=r"the features of irevnet_small after body.2 are not finite"):
         kept(setting)
@@ -415,6 +416,7 @@ def test_the_commands_write_numbers_and_pictures(setting, capsys, monkeypatch):
 def test_what_does_not_fit_is_refused_in_one_line(setting, capsys, monkeypatch):
     monkeypatch.chdir(setting.root)
     save_pretrained(network("resnet_small", 4), "four")
+    save_pretrained(network(classes=0), "headless")
     save_pretrained(zoo.create("iunet", num_classes=3), "iunet")
     save_pretrained(zoo.create("revvit_s", num_classes=3, dim=4, depth=1, heads=1, image_size=16), "vit")
     options = ["--checkpoint", "net", "--data", "data", "--output", "out", "--size", "8", "--workers", "0"]
@@ -427,6 +429,11 @@ def test_what_does_not_fit_is_refused_in_one_line(setting, capsys, monkeypatch):
         ("dimensionality", ["--images", "8"], folds),
         ("dimensionality", ["--components", "25"], "192 features of 24 training images have 1 ... 24 principal"),
         ("separation", ["--beside", "four"], "resnet_small in four tells 4 classes apart, and the data has 3"),
+        (
+            "contraction",
+            ["--beside", "headless"],
+            "irevnet_small in headless has no classifier; this analysis needs one",
+        ),
         ("separation", ["--beside", "iunet"], "IUNet has no blocks that lead to a class; this analysis is of classi"),
         ("separation", ["--beside", "vit"], "revvit_s needs a size that 16 divides, got 8"),
         ("separation", ["--beside", "vit", "--size", "32"], "revvit_s does not take images of 32 pixels: RevViT: heig"),

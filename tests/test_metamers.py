@@ -12,9 +12,10 @@ import zoo
 from tests.zoo_networks import randomize
 from zoo.analysis import draw_metamers, find_metamers, head_sees, nearest_sums, rectified_projection
 from zoo.analysis.__main__ import main
-from zoo.analysis.metamers import chosen_pairs
 from zoo.errors import InputError
 from zoo.pretrained import save_pretrained
+
+pytestmark = pytest.mark.usefixtures("digits_once")
 
 
 def network(grid="exact", **options):
@@ -176,21 +177,6 @@ def test_wrong_networks_and_images_are_refused():
             find_metamers(unet, x, other)
     with pytest.raises(InputError, match="this IRevNet is injective: features that are moved may be those of no image"):
         find_metamers(zoo.create("irevnet_cifar", num_classes=2), x, other)
-
-
-def test_pairs_are_of_two_images():
-    data = type("Data", (), {"labels": [0, 0, 1], "__len__": lambda self: len(self.labels)})()
-    assert chosen_pairs(data, None, 2) == [(0, 2), (2, 0)]
-    assert chosen_pairs(data, [[2, 1]], 4) == [(2, 1)]
-    with pytest.raises(InputError, match="a pair needs two images, got 1 twice"):
-        chosen_pairs(data, [[0, 1], [1, 1]], 4)
-    with pytest.raises(InputError, match=r"the validation images have the numbers 0 ... 2, got 3"):
-        chosen_pairs(data, [[0, 3]], 4)
-    data.labels = [1, 1, 1]
-    assert chosen_pairs(data, None, 9) == [(0, 1), (1, 2), (2, 0)]
-    data.labels = [1]
-    with pytest.raises(InputError, match="a pair needs two images, and there is one"):
-        chosen_pairs(data, None, 1)
 
 
 def test_the_picture_has_a_row_for_each_pair():

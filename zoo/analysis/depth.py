@@ -240,7 +240,7 @@ class DepthPass:
             # Read-only first, for then a file that is too short is refused; otherwise it would be filled up with zeros.
             if [np.load(path, mmap_mode="r").shape for path in paths] == shapes and 0 <= done <= total:
                 return [np.load(path, mmap_mode="r+") for path in paths], done
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError):
             pass
         (self.folder / "progress.json").unlink(missing_ok=True)
         kinds = [np.float32] * len(count) + [np.int64] * 2
