@@ -59,7 +59,8 @@ def keep(
     about |= {"date": time.strftime("%Y-%m-%d"), "command": " ".join(sys.argv[1:])}
     contents = {"json": (json.dumps(_finite({**about, **numbers}), indent=1) + "\n").encode()}
     with mpl.rc_context({"svg.hashsalt": "zoo"}):  # the same bytes for the same numbers
-        for ending, options in (("png", {"dpi": 110}), ("svg", {"metadata": {"Date": None}})):
+        kinds: dict[str, dict[str, Any]] = {"png": {"dpi": 110}, "svg": {"metadata": {"Date": None}}}
+        for ending, options in kinds.items():
             drawn = io.BytesIO()
             figure.savefig(drawn, format=ending, **options)
             contents[ending] = drawn.getvalue()
