@@ -199,7 +199,10 @@ def test_features_of_other_inputs_are_never_taken(setting):
     net.head[-1].bias.data[0] += 1e-6
     save_pretrained(net, setting.net)
     keys.append(kept(setting)[3].key)
-    assert len(set(keys)) == 5
+    subject, data = open_subject(setting.net, size=8), open_data(setting.data)
+    data.validation.labels[0] = 2
+    keys.append(features_by_depth(subject, data.validation, range(12), setting.root / "features", batch=5).key)
+    assert len(set(keys)) == 6
 
 
 def test_a_disk_without_room_and_a_second_process_are_refused(setting, monkeypatch):
@@ -273,6 +276,7 @@ def test_cross_validation_prefers_what_tells_unseen_images_apart():
     wide = np.concatenate([x, 1e-4 * x[:, :1]], axis=1)
     assert best_cost(wide, labels) < 10
     assert best_cost(2.0 * labels[:, None] - 1, labels) == 1e-5  # all are perfect: the smallest
+    assert best_cost(np.zeros((30, 1)), np.arange(30) % 3 // 2) == 1e-5  # all are equally bad
     part = spread_over_classes(np.repeat([0, 1, 2], [100, 5, 50]), 45)
     assert [int(((part >= low) & (part < high)).sum()) for low, high in ((0, 100), (100, 105), (105, 155))] == [
         20,

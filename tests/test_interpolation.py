@@ -9,9 +9,9 @@ from PIL import Image
 
 import zoo
 from tests.zoo_networks import randomize
-from zoo.analysis import draw_interpolations, equal_steps, interpolate, write_animation
+from zoo.analysis import Interpolation, draw_interpolations, equal_steps, interpolate, write_animation
 from zoo.analysis.__main__ import main
-from zoo.analysis.interpolation import chosen_pairs
+from zoo.analysis.interpolation import _numbers, chosen_pairs
 from zoo.errors import InputError
 from zoo.pretrained import save_pretrained
 
@@ -96,6 +96,12 @@ def test_of_many_steps_some_are_drawn_with_both_ends():
     axes = draw_interpolations([found]).axes
     assert len(axes) == 2 * 25
     assert (axes[0].get_title(), axes[24].get_title()) == ("t = 1.00", "t = 0.00")
+
+
+def test_what_is_beyond_is_counted_on_both_sides():
+    images = torch.tensor([-0.1, 0.0, 1.0, 1.1]).view(1, 1, 2, 2)
+    found = Interpolation((0.5,), images, images)
+    assert _numbers(found, found, (images[0], images[0]), ["a", "b"])["beyond"] == 0.5
 
 
 def half_saved(image, path, *_, **__):

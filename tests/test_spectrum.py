@@ -10,7 +10,7 @@ from invertible import PadSplit
 from tests.zoo_networks import randomize
 from zoo.analysis import Jacobian, Spectrum, draw_spectra, largest_singular_values, singular_values, spectrum_cost
 from zoo.analysis.__main__ import main
-from zoo.analysis.spectrum import largest_fitting, say_cost
+from zoo.analysis.spectrum import _rows, largest_fitting, say_cost
 from zoo.errors import InputError
 from zoo.irevnet import IRevNet
 from zoo.pretrained import save_pretrained
@@ -98,6 +98,14 @@ def test_shares_of_the_energy_and_how_many_values_carry_them():
     assert Spectrum((3.0,), (), 3, 14.0, 0.0, 0.0, None).carrying(0.9) is None
 
 
+def test_the_table_has_the_shares_of_the_dimension_that_the_paper_names():
+    found = Spectrum((2.0,) + (1.0,) * 1504, (), 1505, 1508.0, 0.0, 0.0, None)
+    rows = dict(_rows([found]))
+    assert rows["energy in 10, 0.66 % of the values"] == f"{100 * 13 / 1508:.1f} %"
+    assert rows["energy in 100, 6.6 % of the values"] == f"{100 * 103 / 1508:.1f} %"
+    assert rows["values with 80% of it"] == "1204"
+
+
 def test_an_injective_network_has_no_log_determinant_and_no_smallest_values():
     options = {"blocks": (1, 1), "channels": (4, 16), "strides": (1, 2), "size_divisor": 2}
     net = IRevNet([PadSplit(3, 8)], 8, num_classes=2, **options).eval()
@@ -136,7 +144,7 @@ def test_what_does_not_fit_is_refused_with_a_k_that_does(monkeypatch, capsys):
 
 def test_the_command_writes_numbers_and_pictures(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    checkpoint = save_pretrained(network(), tmp_path / "net")
+    checkpoint = save_pretrained(network(blocks=(1, 1)), tmp_path / "net")
     options = ["--output", str(tmp_path / "out"), "--size", "8", "--images", "2", "--k", "10"]
     assert main(["spectrum", "--checkpoint", str(checkpoint / "model.safetensors"), *options]) == 0
     assert "condition number" in capsys.readouterr().out
