@@ -18,6 +18,7 @@ from zoo.analysis import Jacobian, jacobian, largest_singular_values, singular_v
 from zoo.analysis.__main__ import main
 from zoo.analysis.parts import Parts, key_of
 from zoo.errors import InputError
+from zoo.plots import new_figure
 from zoo.pretrained import save_pretrained
 
 pytestmark = pytest.mark.usefixtures("digits_once")
@@ -179,6 +180,7 @@ def options(tmp_path, monkeypatch):
 
 def test_the_command_goes_on_with_the_images_that_are_missing(tmp_path, capsys, monkeypatch):
     """Ctrl-C at the second image."""
+    monkeypatch.setattr("zoo.analysis.spectrum.draw_spectra", lambda _: new_figure(1, 1))  # drawing takes longest
     given = options(tmp_path, monkeypatch)
     assert main(given) == 0
     assert {path.name for path in Path("out").iterdir()} == {f"spectrum.{e}" for e in ("json", "png", "svg")}
