@@ -19,6 +19,12 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def digits_once(tmp_path_factory, monkeypatch):
+    """The embedded digits are written once for all tests, not once for each."""
+    monkeypatch.setattr("zoo.data.opening.DIGITS", tmp_path_factory.getbasetemp() / "digits")
+
+
 @pytest.fixture(autouse=True)
 def _names_of_doctests(doctest_namespace):
     """Examples in docstrings see torch, nn and the library's public names, and begin with what they are about."""

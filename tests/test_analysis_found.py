@@ -3,15 +3,19 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import zoo
 from tests.zoo_networks import randomize
 from zoo.analysis import draw_roundoff, interpolate, open_subject, relative_inversion_errors, singular_values
 from zoo.analysis.__main__ import main
+from zoo.analysis.figures import keep
+from zoo.analysis.study import Kept
 from zoo.errors import InputError
 from zoo.pretrained import save_pretrained
 
@@ -138,3 +142,60 @@ def test_an_output_that_can_not_be_written_is_refused_at_once(small, capsys, nam
     for output, why in (("net/config.json", "Not a directory"), ("/proc/out", "No such file or directory")):
         assert main([name, "--checkpoint", small, "--output", output]) == 2
         assert capsys.readouterr().err == f"error: cannot write to {output}: {why}\n"
+
+
+def test_what_stops_in_the_middle_of_a_picture_leaves_no_half_of_it(tmp_path, monkeypatch):
+    figure = Figure()
+    for path in keep(tmp_path, "x", figure, {"a": 1}):
+        path.write_text("of before")
+    real = Figure.savefig
+
+    def stopped(self, to, *arguments, **options):
+        real(self, to, *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        keep(tmp_path, "x", figure, {"a": 2})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        f"x.{ending}": "of before" for ending in ("json", "png", "svg")
+    }
+
+
+def test_two_processes_that_write_the_same_results_do_not_hinder_each_other(tmp_path, monkeypatch):
+    """Each writes while the other is about to rename what it has written."""
+    features = SimpleNamespace(key="k")
+    real, seen = Path.replace, []
+
+    def replaced(self, target):
+        seen.append(self)
+        if len(seen) == 1:
+            Kept(features, features, {"analysis": "a"}, tmp_path).get("x", lambda: {"n": 1})
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    assert Kept(features, features, {"analysis": "a"}, tmp_path).get("x", lambda: {"n": 1}) == {"n": 1}
+    assert len(seen) == len(set(seen)) == 2
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_images_of_one_class_are_paired_with_others_and_not_with_themselves(small, capsys):
+    data = Path("one")
+    for place in ("train/a", "val/a"):
+        (data / place).mkdir(parents=True)
+        for name in "12":
+            Image.effect_noise((9, 9), 50).save(data / place / f"{name}.png")
+    assert run(capsys, "interpolation", small, "--data", "one", "--count", "2", "--pairs", "1")[0] == 0
+    assert len(set(numbers("interpolation")["pairs"][0]["images"])) == 2
+    said = "error: a pair needs two images, got 1 twice\n"
+    assert run(capsys, "interpolation", small, "--pair", "1", "1") == (2, said)
+
+
+def test_what_does_not_fit_into_the_memory_is_one_line(small, capsys):
+    code, said = run(capsys, "roundoff", small, "--size", "8000000", "--noises", "1")
+    assert (code, said.count("\n")) == (2, 1)
+    assert said.startswith("error: the memory does not suffice: ")
+    code, said = run(capsys, "all", small, "--size", "8000000")
+    assert code == 2
+    assert "Traceback" not in said
+    assert "error: roundoff: the memory does not suffice: " in said

@@ -177,11 +177,12 @@ def test_a_pass_that_was_stopped_goes_on_to_the_same_bytes(setting, monkeypatch,
     assert calls[99:] == [1, 1]  # nothing is computed twice
 
 
-def test_a_damaged_file_is_made_anew(setting):
+@pytest.mark.parametrize("length", [200, 0])
+def test_a_damaged_file_is_made_anew(setting, length):
     _, _, training, _ = kept(setting)
     expected = contents(setting.root / "features")
     path = training.folder / "block_001.npy"
-    path.write_bytes(path.read_bytes()[:200])
+    path.write_bytes(path.read_bytes()[:length])
     kept(setting)
     assert contents(setting.root / "features") == expected
 
@@ -198,7 +199,10 @@ def test_features_of_other_inputs_are_never_taken(setting):
     net.head[-1].bias.data[0] += 1e-6
     save_pretrained(net, setting.net)
     keys.append(kept(setting)[3].key)
-    assert len(set(keys)) == 5
+    subject, data = open_subject(setting.net, size=8), open_data(setting.data)
+    data.validation.labels[0] = 2
+    keys.append(features_by_depth(subject, data.validation, range(12), setting.root / "features", batch=5).key)
+    assert len(set(keys)) == 6
 
 
 def test_a_disk_without_room_and_a_second_process_are_refused(setting, monkeypatch):
@@ -226,7 +230,7 @@ def test_images_that_cannot_be_read_and_values_that_are_not_finite_are_refused(s
     with pytest.raises(InputError, match=r"cannot read the image .*b/1.png: not an image file"):
         kept(setting)
     net = network()
-    net.body[2].function[0].weight.data.fill_(torch.inf)
+    net.body[2].function[-1].weight.data.fill_(3e38)  # finite; the features are not
     save_pretrained(net, setting.net)
     with pytest.raises(InputError, match=r"the features of irevnet_small after body.2 are not finite"):
         kept(setting)
@@ -272,6 +276,7 @@ def test_cross_validation_prefers_what_tells_unseen_images_apart():
     wide = np.concatenate([x, 1e-4 * x[:, :1]], axis=1)
     assert best_cost(wide, labels) < 10
     assert best_cost(2.0 * labels[:, None] - 1, labels) == 1e-5  # all are perfect: the smallest
+    assert best_cost(np.zeros((30, 1)), np.arange(30) % 3 // 2) == 1e-5  # all are equally bad
     part = spread_over_classes(np.repeat([0, 1, 2], [100, 5, 50]), 45)
     assert [int(((part >= low) & (part < high)).sum()) for low, high in ((0, 100), (100, 105), (105, 155))] == [
         20,
@@ -415,6 +420,7 @@ def test_the_commands_write_numbers_and_pictures(setting, capsys, monkeypatch):
 def test_what_does_not_fit_is_refused_in_one_line(setting, capsys, monkeypatch):
     monkeypatch.chdir(setting.root)
     save_pretrained(network("resnet_small", 4), "four")
+    save_pretrained(network(classes=0), "headless")
     save_pretrained(zoo.create("iunet", num_classes=3), "iunet")
     save_pretrained(zoo.create("revvit_s", num_classes=3, dim=4, depth=1, heads=1, image_size=16), "vit")
     options = ["--checkpoint", "net", "--data", "data", "--output", "out", "--size", "8", "--workers", "0"]
@@ -427,6 +433,11 @@ def test_what_does_not_fit_is_refused_in_one_line(setting, capsys, monkeypatch):
         ("dimensionality", ["--images", "8"], folds),
         ("dimensionality", ["--components", "25"], "192 features of 24 training images have 1 ... 24 principal"),
         ("separation", ["--beside", "four"], "resnet_small in four tells 4 classes apart, and the data has 3"),
+        (
+            "contraction",
+            ["--beside", "headless"],
+            "irevnet_small in headless has no classifier; this analysis needs one",
+        ),
         ("separation", ["--beside", "iunet"], "IUNet has no blocks that lead to a class; this analysis is of classi"),
         ("separation", ["--beside", "vit"], "revvit_s needs a size that 16 divides, got 8"),
         ("separation", ["--beside", "vit", "--size", "32"], "revvit_s does not take images of 32 pixels: RevViT: heig"),

@@ -17,11 +17,7 @@ from zoo.analysis.subject import add_beside
 from zoo.errors import InputError, UnsuitedError
 from zoo.pretrained import save_pretrained
 
-
-@pytest.fixture(autouse=True)
-def _digits(tmp_path_factory, monkeypatch):
-    """They are written once for all tests."""
-    monkeypatch.setattr("zoo.data.opening.DIGITS", tmp_path_factory.getbasetemp() / "digits")
+pytestmark = pytest.mark.usefixtures("digits_once")
 
 
 @pytest.fixture

@@ -9,10 +9,13 @@ from PIL import Image
 
 import zoo
 from tests.zoo_networks import randomize
-from zoo.analysis import draw_interpolations, equal_steps, interpolate, write_animation
+from zoo.analysis import Interpolation, draw_interpolations, equal_steps, interpolate, write_animation
 from zoo.analysis.__main__ import main
+from zoo.analysis.interpolation import _numbers, chosen_pairs
 from zoo.errors import InputError
 from zoo.pretrained import save_pretrained
+
+pytestmark = pytest.mark.usefixtures("digits_once")
 
 
 def network(grid="exact"):
@@ -72,13 +75,53 @@ def test_wrong_pairs_are_refused():
         interpolate(net, x0, x1, [1e9])
 
 
-def test_pictures_and_animations(tmp_path):
+def test_pairs_are_of_two_images():
+    data = type("Data", (), {"labels": [0, 0, 1], "__len__": lambda self: len(self.labels)})()
+    assert chosen_pairs(data, None, 2) == [(0, 2), (2, 0)]
+    assert chosen_pairs(data, [[2, 1]], 4) == [(2, 1)]
+    with pytest.raises(InputError, match="a pair needs two images, got 1 twice"):
+        chosen_pairs(data, [[0, 1], [1, 1]], 4)
+    with pytest.raises(InputError, match=r"the validation images have the numbers 0 ... 2, got 3"):
+        chosen_pairs(data, [[0, 3]], 4)
+    data.labels = [1, 1, 1]
+    assert chosen_pairs(data, None, 9) == [(0, 1), (1, 2), (2, 0)]
+    data.labels = [1]
+    with pytest.raises(InputError, match="a pair needs two images, and there is one"):
+        chosen_pairs(data, None, 1)
+
+
+def test_of_many_steps_some_are_drawn_with_both_ends():
+    net, (x0, x1) = network(), pair()
+    found = interpolate(net, x0, x1, torch.linspace(1, 0, 101).tolist())
+    axes = draw_interpolations([found]).axes
+    assert len(axes) == 2 * 25
+    assert (axes[0].get_title(), axes[24].get_title()) == ("t = 1.00", "t = 0.00")
+
+
+def test_what_is_beyond_is_counted_on_both_sides():
+    images = torch.tensor([-0.1, 0.0, 1.0, 1.1]).view(1, 1, 2, 2)
+    found = Interpolation((0.5,), images, images)
+    assert _numbers(found, found, (images[0], images[0]), ["a", "b"])["beyond"] == 0.5
+
+
+def half_saved(image, path, *_, **__):
+    """As if Ctrl-C came in the middle."""
+    Path(path).write_bytes(b"GIF89a")
+    raise KeyboardInterrupt
+
+
+def test_pictures_and_animations(tmp_path, monkeypatch):
     net, (x0, x1) = network(), pair()
     found = interpolate(net, x0, x1, [0, 0.4, 1])
     assert len(draw_interpolations([found, found]).axes) == 12
     write_animation(found, tmp_path / "new" / "there.gif")
     with Image.open(tmp_path / "new" / "there.gif") as animation:
         assert (animation.n_frames, animation.size) == (4, (256, 128))
+    before = (tmp_path / "new" / "there.gif").read_bytes()
+    monkeypatch.setattr(Image.Image, "save", half_saved)
+    with pytest.raises(KeyboardInterrupt):
+        write_animation(found, tmp_path / "new" / "there.gif")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()} == {"there.gif": before}
     with pytest.raises(InputError, match=r"cannot write /proc/none/x\.gif"):
         write_animation(found, Path("/proc/none/x.gif"))
 

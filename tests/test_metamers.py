@@ -10,11 +10,14 @@ from scipy.optimize import minimize
 
 import zoo
 from tests.zoo_networks import randomize
-from zoo.analysis import draw_metamers, find_metamers, head_sees, nearest_sums, rectified_projection
+from zoo.analysis import draw_metamers, find_metamers, head_sees, nearest_sums, open_subject, rectified_projection
 from zoo.analysis.__main__ import main
-from zoo.analysis.metamers import chosen_pairs
+from zoo.analysis.metamers import _numbers
+from zoo.augment import Preparation
 from zoo.errors import InputError
 from zoo.pretrained import save_pretrained
+
+pytestmark = pytest.mark.usefixtures("digits_once")
 
 
 def network(grid="exact", **options):
@@ -178,26 +181,25 @@ def test_wrong_networks_and_images_are_refused():
         find_metamers(zoo.create("irevnet_cifar", num_classes=2), x, other)
 
 
-def test_pairs_are_of_two_images():
-    data = type("Data", (), {"labels": [0, 0, 1], "__len__": lambda self: len(self.labels)})()
-    assert chosen_pairs(data, None, 2) == [(0, 2), (2, 0)]
-    assert chosen_pairs(data, [[2, 1]], 4) == [(2, 1)]
-    with pytest.raises(InputError, match="a pair needs two images, got 1 twice"):
-        chosen_pairs(data, [[0, 1], [1, 1]], 4)
-    with pytest.raises(InputError, match=r"the validation images have the numbers 0 ... 2, got 3"):
-        chosen_pairs(data, [[0, 3]], 4)
-    data.labels = [1, 1, 1]
-    assert chosen_pairs(data, None, 9) == [(0, 1), (1, 2), (2, 0)]
-    data.labels = [1]
-    with pytest.raises(InputError, match="a pair needs two images, and there is one"):
-        chosen_pairs(data, None, 1)
-
-
 def test_the_picture_has_a_row_for_each_pair():
     x, other = images()
     figure = draw_metamers(x, other, x + 0.5, [["0", "1", "0"], ["a", "b", "c"]])
     assert len(figure.axes) == 10
     assert [axes.get_xlabel() for axes in figure.axes[5:8]] == ["a", "b", "c"]
+
+
+def test_the_logits_of_a_file_are_those_of_whole_numbers_in_range(tmp_path):
+    save_pretrained(network().eval(), tmp_path / "net")
+    subject = open_subject(tmp_path / "net", size=16)
+    x, other = images(1)
+    found = find_metamers(subject.net, x, other)
+    shown = [subject.restored(each)[0].double() for each in (x, other, found.images)]
+    logits = _numbers(subject, other, found, shown)["logits"]
+    pixels, prepare = 255 * shown[2].clamp(0, 1), Preparation(subject.recipe)
+    assert float((255 * shown[2] - pixels).abs().max()) > 1
+    for key, each in (("clipped", pixels), ("8 bits", pixels.round())):
+        assert logits[key] == subject.net(prepare(each[None]))[0].tolist()
+    assert len({str(each) for each in logits.values()}) == 5 - (logits["A"] == logits["metamer"])
 
 
 @pytest.mark.parametrize("classes", [0, 3])

@@ -4,8 +4,10 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import zoo
 from tests.zoo_networks import randomize
@@ -13,6 +15,8 @@ from zoo.analysis import block_names, draw_perturbation, features_at, inverse_fr
 from zoo.analysis.__main__ import main
 from zoo.errors import InputError
 from zoo.pretrained import save_pretrained
+
+pytestmark = pytest.mark.usefixtures("digits_once")
 
 
 def network(grid=None):
@@ -132,3 +136,19 @@ def test_the_command_adds_noise_at_a_block(tmp_path, capsys, monkeypatch):
         with pytest.raises(SystemExit, match="2"):
             main([*options, "--noise", wrong])
         assert f"argument --noise: must be a positive number, got {wrong}" in capsys.readouterr().err
+
+
+def test_black_images_are_left_out(tmp_path, capsys):
+    for place in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / "data" / place).mkdir(parents=True)
+        pixels = np.full((8, 8), 200 if place == "val/b" else 0, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / place / "1.png")
+    checkpoint = save_pretrained(network(), tmp_path / "net")
+    options = ["perturbation", "--checkpoint", str(checkpoint), "--data", str(tmp_path / "data"), "--size", "8"]
+    assert main([*options, "--output", str(tmp_path / "out"), "--noise", "0.1"]) == 0
+    said = capsys.readouterr().out
+    assert "1 of 2 images are black and left out" in said
+    assert "noise in the features of 1 images" in said
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "data" / "val" / "b" / "1.png")
+    assert main([*options, "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "error: a perturbation needs an image that is not black\n"

@@ -18,16 +18,13 @@ from zoo.analysis import Jacobian, jacobian, largest_singular_values, singular_v
 from zoo.analysis.__main__ import main
 from zoo.analysis.parts import Parts, key_of
 from zoo.errors import InputError
+from zoo.plots import new_figure
 from zoo.pretrained import save_pretrained
+
+pytestmark = pytest.mark.usefixtures("digits_once")
 
 ROOT = Path(__file__).parents[1]
 COMPUTED = []
-
-
-@pytest.fixture(autouse=True)
-def _digits(tmp_path_factory, monkeypatch):
-    """They are written once for all tests."""
-    monkeypatch.setattr("zoo.data.opening.DIGITS", tmp_path_factory.getbasetemp() / "digits")
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +54,7 @@ OPTIONS = {"k": 40, "smallest": 8}
 def whole():
     """A network, an image, and the spectrum without interruption."""
     torch.manual_seed(1)
-    net, x = network(16), torch.rand(1, 3, 16, 16)
+    net, x = network(16, (1, 1)), torch.rand(1, 3, 16, 16)
     return net, x, singular_values(net, x, **OPTIONS)
 
 
@@ -119,6 +116,24 @@ def test_damaged_parts_are_computed_again(tmp_path, whole, harm, which):
     assert COMPUTED.count(32) == 16 + 2 - 3 * which
 
 
+def test_a_part_that_does_not_go_on_where_the_one_before_ends_is_not_used(tmp_path):
+    """As if another process had written it."""
+    matrix = linear(torch.linspace(3, -3, 100).exp().tolist())
+    whole = largest_singular_values(matrix, 30)
+    for folder, blocks in (("one", (3, 1)), ("other", (2,))):
+        for block in blocks:
+            parts = Parts(tmp_path / folder, key_of())
+            with pytest.raises(KeyboardInterrupt):
+                largest_singular_values(matrix, 30, parts=parts, progress=stop_at(block))
+    [part] = (tmp_path / "other").iterdir()
+    part.replace(tmp_path / "one" / part.name)
+    COMPUTED.clear()
+    assert torch.equal(
+        largest_singular_values(matrix, 30, parts=Parts(tmp_path / "one", key_of())).values, whole.values
+    )
+    assert len(COMPUTED) == 12 - 2 + 1
+
+
 def test_a_finished_image_is_not_computed_again_and_damaged_it_is(tmp_path):
     net, x = network(), torch.rand(1, 3, 8, 8)
     first = singular_values(net, x, folder=tmp_path)
@@ -159,12 +174,13 @@ def test_what_can_not_be_kept_ends_the_computation():
 
 def options(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    checkpoint = save_pretrained(network(), tmp_path / "net")
+    checkpoint = save_pretrained(network(blocks=(1, 1)), tmp_path / "net")
     return ["spectrum", "--checkpoint", str(checkpoint), "--output", "out", "--size", "8", "--images", "2"]
 
 
 def test_the_command_goes_on_with_the_images_that_are_missing(tmp_path, capsys, monkeypatch):
     """Ctrl-C at the second image."""
+    monkeypatch.setattr("zoo.analysis.spectrum.draw_spectra", lambda _: new_figure(1, 1))  # drawing takes longest
     given = options(tmp_path, monkeypatch)
     assert main(given) == 0
     assert {path.name for path in Path("out").iterdir()} == {f"spectrum.{e}" for e in ("json", "png", "svg")}

@@ -17,6 +17,8 @@ from zoo.errors import InputError
 from zoo.inversion import relative_errors
 from zoo.pretrained import save_pretrained
 
+pytestmark = pytest.mark.usefixtures("digits_once")
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -16,6 +16,8 @@ from zoo.analysis.__main__ import main
 from zoo.analysis.sensitivity import worst_blocks
 from zoo.pretrained import save_pretrained
 
+pytestmark = pytest.mark.usefixtures("digits_once")
+
 
 def network(**options):
     """In eval, with statistics and weights that are not those of initialisation."""

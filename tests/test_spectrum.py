@@ -6,12 +6,16 @@ import pytest
 import torch
 
 import zoo
+from invertible import PadSplit
 from tests.zoo_networks import randomize
 from zoo.analysis import Jacobian, Spectrum, draw_spectra, largest_singular_values, singular_values, spectrum_cost
 from zoo.analysis.__main__ import main
-from zoo.analysis.spectrum import largest_fitting, say_cost
+from zoo.analysis.spectrum import _rows, largest_fitting, say_cost
 from zoo.errors import InputError
+from zoo.irevnet import IRevNet
 from zoo.pretrained import save_pretrained
+
+pytestmark = pytest.mark.usefixtures("digits_once")
 
 
 def linear(values, rows=None):
@@ -23,9 +27,9 @@ def linear(values, rows=None):
     return Jacobian(lambda x: x @ matrix.mT, torch.randn(1, count), block=8)
 
 
-def network(size=8, **options):
+def network(size=8, blocks=(2, 2), **options):
     """In eval, with statistics and weights that are not those of initialisation."""
-    net = randomize(zoo.create("irevnet_small", num_classes=2, blocks=(2, 2), **options), 0.3)
+    net = randomize(zoo.create("irevnet_small", num_classes=2, blocks=blocks, **options), 0.3)
     net.features(torch.rand(16, 3, size, size))
     return net.eval().requires_grad_(False)
 
@@ -51,7 +55,7 @@ def test_repeated_values_and_zeros_are_counted_as_often_as_they_are(values, k):
 
 
 def test_every_value_is_within_its_residual_of_the_whole_matrix():
-    net = network(16)
+    net = network(16, (1, 1))
     jacobian = Jacobian(net.features, torch.rand(1, 3, 16, 16))
     true = torch.linalg.svdvals(jacobian.dense().double())
     found = largest_singular_values(jacobian, 64)
@@ -62,7 +66,7 @@ def test_every_value_is_within_its_residual_of_the_whole_matrix():
 
 @pytest.mark.parametrize("linearize", [False, True])
 def test_the_products_are_those_of_the_matrix_that_autograd_gives(linearize):
-    net = network().double()
+    net = network(blocks=(1,)).double()
     x = torch.rand(1, 3, 8, 8, dtype=torch.float64)
     jacobian = Jacobian(net.features, x, linearize=linearize)
     expected = torch.autograd.functional.jacobian(net.features, x).reshape(192, 192)
@@ -72,7 +76,7 @@ def test_the_products_are_those_of_the_matrix_that_autograd_gives(linearize):
 
 
 def test_all_values_and_both_ends_agree_and_their_logarithms_sum_to_zero():
-    net, x = network(16), torch.rand(1, 3, 16, 16)
+    net, x = network(16, (1, 1)), torch.rand(1, 3, 16, 16)
     net.grid = "exact"
     every = singular_values(net, x, double=True)
     ends = singular_values(net, x, k=50, smallest=8)
@@ -94,8 +98,17 @@ def test_shares_of_the_energy_and_how_many_values_carry_them():
     assert Spectrum((3.0,), (), 3, 14.0, 0.0, 0.0, None).carrying(0.9) is None
 
 
+def test_the_table_has_the_shares_of_the_dimension_that_the_paper_names():
+    found = Spectrum((2.0,) + (1.0,) * 1504, (), 1505, 1508.0, 0.0, 0.0, None)
+    rows = dict(_rows([found]))
+    assert rows["energy in 10, 0.66 % of the values"] == f"{100 * 13 / 1508:.1f} %"
+    assert rows["energy in 100, 6.6 % of the values"] == f"{100 * 103 / 1508:.1f} %"
+    assert rows["values with 80% of it"] == "1204"
+
+
 def test_an_injective_network_has_no_log_determinant_and_no_smallest_values():
-    net = zoo.create("irevnet_cifar", num_classes=2).eval()
+    options = {"blocks": (1, 1), "channels": (4, 16), "strides": (1, 2), "size_divisor": 2}
+    net = IRevNet([PadSplit(3, 8)], 8, num_classes=2, **options).eval()
     x = torch.rand(1, 3, 4, 4)
     with pytest.raises(InputError, match="the smallest singular values come from the inverse of a bijective network"):
         singular_values(net, x, k=2, smallest=1)
@@ -131,7 +144,7 @@ def test_what_does_not_fit_is_refused_with_a_k_that_does(monkeypatch, capsys):
 
 def test_the_command_writes_numbers_and_pictures(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    checkpoint = save_pretrained(network(), tmp_path / "net")
+    checkpoint = save_pretrained(network(blocks=(1, 1)), tmp_path / "net")
     options = ["--output", str(tmp_path / "out"), "--size", "8", "--images", "2", "--k", "10"]
     assert main(["spectrum", "--checkpoint", str(checkpoint / "model.safetensors"), *options]) == 0
     assert "condition number" in capsys.readouterr().out

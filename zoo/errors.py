@@ -4,9 +4,20 @@ import math
 from collections.abc import Generator
 from contextlib import contextmanager
 
+import torch
+
 from invertible import DriftError, InexactInverseError, StreamRangeError
 
-__all__ = ["DivergedError", "InputError", "StateError", "UnsuitedError", "WeightsError", "diverging", "reason"]
+__all__ = [
+    "DivergedError",
+    "InputError",
+    "StateError",
+    "UnsuitedError",
+    "WeightsError",
+    "diverging",
+    "in_memory",
+    "reason",
+]
 
 
 class InputError(ValueError):
@@ -59,3 +70,23 @@ def diverging(at: str, *, otherwise: str = ", or --grid none") -> Generator[None
         off = "no longer exact" if isinstance(error, InexactInverseError) else f"off by {error.drift:.0e}"
         wrong = f"the reconstruction is {off} {at}, so that the gradients are wrong"
         raise DivergedError(f"{wrong}; go on with --backprop recompute") from None
+
+
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "could not create a primitive")
+"""What torch, C++ and oneDNN say where the CPU's memory does not suffice; that of an accelerator has a class."""
+
+
+@contextmanager
+def in_memory() -> Generator[None]:
+    """Says in one line that the memory does not suffice, of a device or of the CPU.
+
+    Raises:
+        InputError: if it doesn't.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        raise InputError(f"the memory does not suffice: {reason(error)}") from None

@@ -24,7 +24,7 @@ from zoo.analysis.figures import check_output
 from zoo.analysis.subject import add_beside, threads_for
 from zoo.arguments import count, positive
 from zoo.configuring import default_device
-from zoo.errors import InputError
+from zoo.errors import InputError, in_memory
 from zoo.stopping import stopped_by_sigterm
 
 ANALYSES = {
@@ -91,7 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
             torch.set_num_threads(threads_for(given.checkpoint) or torch.get_num_threads())
             if given.analysis == _ALL:
                 return everything.run(given, console, ANALYSES, parser())
-            ANALYSES[given.analysis][0].run(given, console)
+            with in_memory():
+                ANALYSES[given.analysis][0].run(given, console)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -21,6 +21,7 @@ from invertible import Coupling
 from zoo.analysis.subject import Subject
 from zoo.checkpoints import write
 from zoo.data import Source
+from zoo.environment import environment
 from zoo.errors import InputError, UnsuitedError, reason
 from zoo.evaluation import evaluating, logits_of
 from zoo.irevnet import IRevNet
@@ -240,7 +241,7 @@ class DepthPass:
             # Read-only first, for then a file that is too short is refused; otherwise it would be filled up with zeros.
             if [np.load(path, mmap_mode="r").shape for path in paths] == shapes and 0 <= done <= total:
                 return [np.load(path, mmap_mode="r+") for path in paths], done
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError):
             pass
         (self.folder / "progress.json").unlink(missing_ok=True)
         kinds = [np.float32] * len(count) + [np.int64] * 2
@@ -318,7 +319,9 @@ def _key(subject: Subject, source: Source, indices: "np.ndarray[Any, Any]", batc
     digest, config, recipe = hashlib.sha256(), config_of(subject.net), subject.recipe
     grid = subject.net.grid if isinstance(subject.net, ReversibleNetwork) else None
     transform = (recipe.resize, recipe.evaluation_size, recipe.mean, recipe.std)
-    about = (_FORMAT, config.model, sorted(config.options.items()), str(grid), transform, batch, len(indices))
+    machine = environment(subject.device)
+    place = machine["torch"], machine["device"]
+    about = (_FORMAT, place, config.model, sorted(config.options.items()), str(grid), transform, batch, len(indices))
     digest.update(repr(about).encode())
     for name, t in subject.net.state_dict().items():
         digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())

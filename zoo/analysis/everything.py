@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.analysis.subject import images_of, open_subject
-from zoo.errors import InputError, UnsuitedError, reason
+from zoo.errors import InputError, UnsuitedError, in_memory, reason
 from zoo.progress import say
 
 __all__ = ["run"]
@@ -49,7 +49,8 @@ def run(
         before = _stamps(given.output)
         try:
             say(console, f"{name} ...")
-            module.run(_namespace(name, given, parser), console)
+            with in_memory():
+                module.run(_namespace(name, given, parser), console)
             made[name] = sorted(path.name for path, stamp in _stamps(given.output).items() if before.get(path) != stamp)
         except UnsuitedError as error:
             skipped.append(f"{name} is skipped: {error}")

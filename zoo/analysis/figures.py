@@ -1,5 +1,6 @@
 """How every analysis keeps what it found: numbers, and a picture as pixels and as curves."""
 
+import io
 import json
 import math
 import sys
@@ -19,8 +20,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
+from zoo._writing import whole
 from zoo.analysis.subject import Subject
-from zoo.checkpoints import write
 from zoo.environment import environment
 from zoo.errors import InputError, reason
 
@@ -37,7 +38,7 @@ def keep(
     data: str | None = None,
     seed: int | None = None,
 ) -> list[Path]:
-    """Writes ``NAME.json``, ``NAME.png`` and ``NAME.svg``, and returns their paths.
+    """Writes ``NAME.json``, ``NAME.png`` and ``NAME.svg``, each whole or not at all, and returns their paths.
 
     Beside the numbers stands what made them: date and command; of a network that was run model, checkpoint, data, seed,
     versions and device, too. A number that is not finite is ``null``, for JSON has none.
@@ -56,13 +57,20 @@ def keep(
             **environment(subject.device),
         }
     about |= {"date": time.strftime("%Y-%m-%d"), "command": " ".join(sys.argv[1:])}
-    paths = [folder / f"{name}.{ending}" for ending in ("json", "png", "svg")]
+    contents = {"json": (json.dumps(_finite({**about, **numbers}), indent=1) + "\n").encode()}
+    with mpl.rc_context({"svg.hashsalt": "zoo"}):  # the same bytes for the same numbers
+        kinds: dict[str, dict[str, Any]] = {"png": {"dpi": 110}, "svg": {"metadata": {"Date": None}}}
+        for ending, options in kinds.items():
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format=ending, **options)
+            contents[ending] = drawn.getvalue()
+    paths: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write(paths[0], (json.dumps(_finite({**about, **numbers}), indent=1) + "\n").encode())
-        figure.savefig(paths[1], dpi=110)
-        with mpl.rc_context({"svg.hashsalt": "zoo"}):  # the same bytes for the same numbers
-            figure.savefig(paths[2], metadata={"Date": None})
+        for ending, content in contents.items():
+            paths.append(folder / f"{name}.{ending}")
+            with whole(paths[-1]) as partial:
+                partial.write_bytes(content)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {reason(error)}") from None
     return paths

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from invertible import StreamRangeError
+from zoo._writing import whole
 from zoo.analysis.figures import keep, picture, progress_bar, show
 from zoo.analysis.subject import Reversible, images_of, open_subject, reversible
 from zoo.arguments import positive
@@ -24,6 +25,12 @@ from zoo.evaluation import evaluating
 from zoo.plots import new_figure
 
 __all__ = ["Interpolation", "draw_interpolations", "equal_steps", "interpolate", "write_animation"]
+
+DRAWN = 30
+"""So many pairs are drawn: one picture of all would become too large."""
+
+COLUMNS = 25
+"""So many of the images of a strip."""
 
 
 @dataclass(frozen=True)
@@ -127,21 +134,25 @@ def _distances(images: Tensor) -> Tensor:
 def draw_interpolations(found: Sequence[Interpolation]) -> Figure:
     """Figure 5: for each pair a strip from the features, and below it one of mixed pixels.
 
+    Of more than 25 steps it shows 25, the first and the last among them.
+
     Args:
         found: of images in [0, 1]; what is beyond is clipped.
     """
-    columns = max(len(each.steps) for each in found)
+    columns = min(max(len(each.steps) for each in found), COLUMNS)
     figure = new_figure(0.8 * columns + 0.6, 1.95 * len(found) + 0.2)
     strips = figure.subplots(2 * len(found), columns, squeeze=False)
     for axes in strips.flat:
         axes.set(xticks=[], yticks=[])
         axes.set_frame_on(False)
     for i, each in enumerate(found):
+        count = len(each.steps)
+        shown = np.linspace(0, count - 1, min(count, COLUMNS)).round().astype(int)
         for row, (name, images) in enumerate((("features", each.images), ("pixels", each.pixels))):
-            for axes, t, image in zip(strips[2 * i + row], each.steps, images, strict=False):
-                axes.imshow(picture(image), interpolation="nearest")
+            for axes, step in zip(strips[2 * i + row], shown, strict=False):
+                axes.imshow(picture(images[step]), interpolation="nearest")
                 if not row:
-                    axes.set_title(f"t = {t:.2f}", fontsize=7)
+                    axes.set_title(f"t = {each.steps[step]:.2f}", fontsize=7)
             strips[2 * i + row][0].set_ylabel(name, fontsize=8)
     return figure
 
@@ -164,9 +175,11 @@ def write_animation(found: Interpolation, path: Path, *, pixels: int = 128, mill
         both = np.concatenate([picture(image) for image in pair], axis=1)
         frames.append(Image.fromarray(both.repeat(factor, 0).repeat(factor, 1)))
     frames += frames[-2:0:-1]
+    options: dict[str, Any] = {"append_images": frames[1:], "duration": milliseconds, "loop": 0}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        frames[0].save(path, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+        with whole(path) as partial:
+            frames[0].save(partial, "GIF", save_all=True, **options)
     except OSError as error:
         raise InputError(f"cannot write {path}: {reason(error)}") from None
 
@@ -188,12 +201,39 @@ def default_pairs(source: Source, count: int) -> list[tuple[int, int]]:
     return found[:count]
 
 
+def chosen_pairs(source: Source, pair: Sequence[Sequence[int]] | None, count: int) -> list[tuple[int, int]]:
+    """Those given, or those of :func:`default_pairs`; if all images are of one class, each and the next.
+
+    Raises:
+        InputError: if a number is none of an image, a pair is of one image, or there is only one.
+    """
+    total = len(source)
+    for a, b in pair or ():
+        for i in (a, b):
+            if not 0 <= i < total:
+                raise InputError(f"the validation images have the numbers 0 ... {total - 1}, got {i}")
+        if a == b:
+            raise InputError(f"a pair needs two images, got {a} twice")
+    if pair:
+        return [(a, b) for a, b in pair]
+    if total < 2:
+        raise InputError("a pair needs two images, and there is one")
+    if len(set(source.labels)) < 2:
+        return [(i, (i + 1) % total) for i in range(min(count, total))]
+    return default_pairs(source, count)
+
+
+def add_pairs(parser: argparse.ArgumentParser, first: str, second: str) -> None:
+    """The options for pairs of images, of which one has two numbers of these names."""
+    about = f"of different classes (default: 4); the picture has the first {DRAWN}"
+    parser.add_argument("--pairs", type=positive, metavar="N", default=4, help=about)
+    about = "numbers of two validation images"
+    parser.add_argument("--pair", type=int, nargs=2, action="append", metavar=(first, second), help=about)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of the command."""
-    parser.add_argument("--pairs", type=positive, metavar="N", default=4, help="of different classes (default: 4)")
-    parser.add_argument(
-        "--pair", type=int, nargs=2, action="append", metavar=("I", "J"), help="numbers of two validation images"
-    )
+    add_pairs(parser, "I", "J")
     parser.add_argument("--count", type=positive, metavar="N", default=9, help="images in a strip (default: 9)")
     parser.add_argument(
         "--steps", type=float, nargs="+", metavar="T", help="values of t (default: such that distances are equal)"
@@ -206,10 +246,7 @@ def run(given: argparse.Namespace, console: Console) -> None:
     subject = open_subject(given.checkpoint, device=given.device, size=given.size)
     net = reversible(subject)
     data, name = images_of(given.data)
-    pairs = given.pair or default_pairs(data.validation, given.pairs)
-    for i in (i for pair in pairs for i in pair):
-        if not 0 <= i < len(data.validation):
-            raise InputError(f"the validation images have the numbers 0 ... {len(data.validation) - 1}, got {i}")
+    pairs = chosen_pairs(data.validation, given.pair, given.pairs)
     found: list[Interpolation] = []
     numbers: list[dict[str, Any]] = []
     with progress_bar("interpolating") as progress:
@@ -220,7 +257,7 @@ def run(given: argparse.Namespace, console: Console) -> None:
             found.append(shown)
             numbers.append(_numbers(shown, each, (x0, x1), [data.validation.name(i) for i in pair]))
             progress(done + 1, len(pairs))
-    figure = draw_interpolations(found)
+    figure = draw_interpolations(found[:DRAWN])
     paths = keep(given.output, "interpolation", figure, {"pairs": numbers}, subject=subject, data=name, seed=given.seed)
     if given.gif:
         for i, each in enumerate(found):

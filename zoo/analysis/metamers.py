@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.analysis.figures import keep, picture, progress_bar, show
-from zoo.analysis.interpolation import default_pairs
+from zoo.analysis.interpolation import DRAWN, add_pairs, chosen_pairs
 from zoo.analysis.projection import nearest_sums, rectified_projection
 from zoo.analysis.subject import Reversible, Subject, images_of, open_subject, reversible
-from zoo.arguments import positive
 from zoo.augment import Preparation
-from zoo.data import Source
 from zoo.errors import InputError, UnsuitedError, diverging
 from zoo.evaluation import evaluating
 from zoo.plots import new_figure
@@ -165,33 +163,8 @@ def _distances(image: Tensor, other: Tensor) -> "np.ndarray":
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of the command."""
-    parser.add_argument("--pairs", type=positive, metavar="N", default=4, help="of different classes (default: 4)")
-    parser.add_argument(
-        "--pair", type=int, nargs=2, action="append", metavar=("A", "B"), help="numbers of two validation images"
-    )
+    add_pairs(parser, "A", "B")
     parser.add_argument("--keep", choices=KEEP, default="logits", help="what the metamer has of A (default: logits)")
-
-
-def chosen_pairs(source: Source, pair: Sequence[Sequence[int]] | None, count: int) -> list[tuple[int, int]]:
-    """Those given, or those of :func:`default_pairs`; if all images are of one class, each and the next.
-
-    Raises:
-        InputError: if a number is none of an image, a pair is of one image, or there is only one.
-    """
-    total = len(source)
-    for a, b in pair or ():
-        for i in (a, b):
-            if not 0 <= i < total:
-                raise InputError(f"the validation images have the numbers 0 ... {total - 1}, got {i}")
-        if a == b:
-            raise InputError(f"a pair needs two images, got {a} twice")
-    if pair:
-        return [(a, b) for a, b in pair]
-    if total < 2:
-        raise InputError("a pair needs two images, and there is one")
-    if len(set(source.labels)) < 2:
-        return [(i, (i + 1) % total) for i in range(min(count, total))]
-    return default_pairs(source, count)
 
 
 def run(given: argparse.Namespace, console: Console) -> None:
@@ -212,7 +185,7 @@ def run(given: argparse.Namespace, console: Console) -> None:
             numbers.append({"images": [data.validation.name(i) for i in pair]} | _numbers(subject, other, found, shown))
             progress(done + 1, len(pairs))
     captions = [_captions(each, data.classes) for each in numbers]
-    kept, approached, moved = (torch.stack(each) for each in zip(*images, strict=True))
+    kept, approached, moved = (torch.stack(each) for each in zip(*images[:DRAWN], strict=True))
     figure = draw_metamers(kept, approached, moved, captions)
     paths = keep(
         given.output,

@@ -19,6 +19,7 @@ from zoo.arguments import positive, rate
 from zoo.errors import InputError
 from zoo.inversion import relative_errors
 from zoo.plots import new_figure
+from zoo.progress import say
 
 __all__ = ["Perturbation", "draw_perturbation", "perturb"]
 
@@ -165,6 +166,12 @@ def run(given: argparse.Namespace, console: Console) -> None:
     data, name = images_of(given.data)
     chosen = spread(len(data.validation), given.images)
     x = next(subject.batches(data.validation, chosen, len(chosen)))
+    seen = x.flatten(1).any(dim=1).cpu()  # of an image that is all 0 no error is relative
+    if not seen.all():
+        say(console, f"{int((~seen).sum())} of {len(chosen)} images are black and left out")
+        chosen, x = [i for i, keeps in zip(chosen, seen.tolist(), strict=True) if keeps], x[seen.to(x.device)]
+        if not chosen:
+            raise InputError("a perturbation needs an image that is not black")
     found = perturb(net, x, given.noise, block=given.block, seed=given.seed)
     shown = subject.restored(found.images)
     pictures = Perturbation(found.block, found.noise, shown, found.errors)
@@ -193,7 +200,7 @@ def _place(found: Perturbation) -> str:
 
 
 def _middle_and_end(*figures: Tensor) -> list[float]:
-    return [float(figure) for each in figures for figure in (each.median(), each.max())]
+    return [float(figure) for each in figures for figure in (each.quantile(0.5), each.max())]
 
 
 def _finite(table: Tensor) -> list[list[Any]]:

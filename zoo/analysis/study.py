@@ -13,16 +13,17 @@ import sklearn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from zoo._writing import whole
 from zoo.analysis.classifiers import spread_over_classes
 from zoo.analysis.depth import DepthPass, Features, check_disk
 from zoo.analysis.figures import progress_bar
 from zoo.analysis.subject import Subject, add_beside, images_of, open_subject
 from zoo.arguments import positive, workers
-from zoo.checkpoints import write
 from zoo.configuring import default_workers
 from zoo.data import Data
-from zoo.errors import InputError, reason
+from zoo.errors import InputError, UnsuitedError, reason
 from zoo.plots import new_figure
+from zoo.registry import config_of
 
 __all__ = ["CLASSES", "Chosen", "Kept", "Study", "choose", "open_study"]
 
@@ -110,7 +111,8 @@ class Kept:
             if self._path is not None:
                 try:
                     self._path.parent.mkdir(parents=True, exist_ok=True)
-                    write(self._path, json.dumps(self._found).encode())
+                    with whole(self._path) as partial:  # another process may write the same
+                        partial.write_text(json.dumps(self._found), encoding="utf-8")
                 except OSError as error:
                     raise InputError(f"cannot write {self._path}: {reason(error)}") from None
         return self._found[key]
@@ -182,6 +184,8 @@ def open_study(given: argparse.Namespace) -> Study:
     folder = given.output / "features"
     passes: list[tuple[DepthPass, DepthPass]] = []
     for subject in subjects:
+        if config_of(subject.net).options.get("num_classes") == 0:
+            raise UnsuitedError(f"{subject.model} in {subject.checkpoint} has no classifier; this analysis needs one")
         first = DepthPass(subject, data.training, chosen.training, folder)
         if first.classes != len(data.classes):
             has = f"{subject.model} in {subject.checkpoint} tells {first.classes} classes apart"
