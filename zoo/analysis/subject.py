@@ -149,7 +149,8 @@ def threads_for(checkpoint: Path) -> int | None:
         folder = checkpoint_folder(checkpoint)
         if not is_pretrained(folder):
             return Run.load(folder / "config.json").recipe.threads
-        return _recipe_for(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]).threads
+        model = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]
+        return _recipe_for(model, checkpoint).threads
     except (ValueError, KeyError, TypeError):  # whoever opens it says what is wrong
         return None
 
