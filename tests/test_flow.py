@@ -19,6 +19,7 @@ from torch.distributions import (
     StudentT,
     TransformedDistribution,
     Uniform,
+    VonMises,
     constraints,
 )
 
@@ -163,6 +164,15 @@ def test_shapes_are_those_of_torch():
     assert Independent(plain.expand((3,)), 1).log_prob(torch.zeros(3, 2)).shape == ()
 
 
+def test_many_values_may_have_one_condition():
+    flow = Flow.standard_normal(couplings(conditions=3), (2,), condition=torch.zeros(0, 3))
+    condition, x = torch.randn(1, 3), torch.randn(4, 7, 2)
+    expected = flow(condition.expand(28, 3), value=x.reshape(28, 2)).reshape(4, 7)
+    assert torch.allclose(flow(condition).log_prob(x), expected)
+    learnt = Flow(Identity(), Learnt(3))
+    assert torch.allclose(learnt(condition).log_prob(x[0]), learnt(condition.expand(7, 3), value=x[0]))
+
+
 def test_a_flow_without_data_has_shapes_and_likelihoods():
     """Its base once looked at values that were not there."""
     with torch.device("meta"):
@@ -218,6 +228,24 @@ def test_torchs_distributions_move_and_save_with_the_flow(base):
         buffer.zero_()
     twin.load_state_dict(Flow(Identity(), base).state_dict())
     assert torch.allclose(twin(value=x), expected)
+
+
+@pytest.mark.parametrize(
+    ("base", "use"),
+    [
+        (Independent(VonMises(torch.zeros(2), torch.ones(2)), 1), lambda base: base.sample()),
+        (Bernoulli(probs=torch.full((2,), 0.3)), lambda base: base.log_prob(torch.ones(2))),
+    ],
+    ids=["VonMises", "Bernoulli"],
+)
+def test_a_base_that_was_used_before_has_the_same_keys(base, use):
+    """Torch keeps in a distribution what it computes."""
+    fresh = Flow(Identity(), base).state_dict()
+    use(base)
+    flow = Flow(Identity(), base)
+    flow.load_state_dict(fresh)
+    x = base.sample((3,))
+    assert torch.equal(flow(value=x), base.log_prob(x).reshape(3, -1).sum(1))
 
 
 class Learnt(nn.Module):
@@ -400,6 +428,22 @@ def test_what_is_wrong_is_refused():
         (lambda: flow(value=x, samples=2), ValueError, "Flow: expected value or samples, got both."),
         (lambda: flow(samples=-1), ValueError, "Flow: samples must be at least 0, got -1."),
         (lambda: flow(samples=1.5), TypeError, "Flow: samples must be an integer, got 1.5."),
+        (
+            lambda: flow([1.0], value=x),
+            TypeError,
+            r"Flow: condition must be a tensor of shape \(batch, ...\), or a tuple of such, got an object of type list",
+        ),
+        (lambda: flow(()), TypeError, "condition must be .*, got a tuple of nothing"),
+        (lambda: flow(torch.zeros(())), TypeError, r"condition must be .*, got a tensor of shape \(\)"),
+        (
+            lambda: flow((torch.zeros(4, 1), torch.zeros(3, 1)), samples=2),
+            ValueError,
+            "Flow: all tensors of a condition must have the same batch, got a tuple of a tensor",
+        ),
+        (lambda: Flow.standard_normal(net, 2), TypeError, "Flow: shape must be that of a datum, a tuple, got 2."),
+        (lambda: Flow.standard_normal(net, (2.0,)), TypeError, "Flow: shape must be an integer, got 2.0."),
+        (lambda: Flow.standard_normal(net, (-2,)), ValueError, r"shape must have no negative size, got \(-2,\)"),
+        (lambda: Flow.standard_normal(net, (2,), condition=[1]), TypeError, "condition must be a tensor"),
         (lambda: flow(value=[1.0]), TypeError, "expected a tensor, or a tuple of tensors, got an object of type list"),
         (
             lambda: flow(torch.zeros(3, 2), value=x),

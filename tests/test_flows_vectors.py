@@ -13,7 +13,7 @@ from torch import Generator
 
 from invertible import Budget, Recompute, Reconstruct, Store
 from zoo.errors import DivergedError
-from zoo.flows import nice, spline_flow
+from zoo.flows import iresnet, nice, spline_flow
 from zoo.flows.densities import DENSITIES
 from zoo.flows.fitting import fit
 from zoo.flows.inverse_problems import LinearGaussian, TwoMoons
@@ -132,6 +132,7 @@ def test_the_logistic_base_is_the_papers():
         (lambda: spline_flow(mixing="none"), "spline_flow: mixing must be one of 'permutation', 'linear', got 'none'."),
         (lambda: spline_flow(conditioner="cnn"), "conditioner must be one of 'mlp', 'residual', got 'cnn'."),
         (lambda: spline_flow(condition_features=-1), "condition_features must be at least 0, got -1."),
+        (lambda: nice(base=["normal"]), "nice: base must be one of 'logistic', 'normal', got ['normal']."),
         (lambda: nice(couplings=0), "nice: couplings must be at least 1, got 0."),
         (lambda: nice(depth=0), "nice: depth must be at least 1, got 0."),
         (lambda: spline_flow(width=0), "spline_flow: width must be at least 1, got 0."),
@@ -140,6 +141,20 @@ def test_the_logistic_base_is_the_papers():
 )
 def test_what_is_wrong_is_refused(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nice(2.5), "nice: features must be an integer, got 2.5."),
+        (lambda: nice(condition_features="1"), "nice: condition_features must be an integer, got '1'."),
+        (lambda: spline_flow(width=2.5), "spline_flow: width must be an integer, got 2.5."),
+        (lambda: iresnet(lipschitz=None), "iresnet: lipschitz must be a number, got None."),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_refused(call, message):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         call()
 
 

@@ -116,6 +116,11 @@ def test_temperature_scales_latent_values():
         words = f"samples: temperature must be 0 or a positive number, got {temperature}."
         with pytest.raises(ValueError, match=re.escape(words)):
             samples(flow, 1, temperature=temperature)
+    with pytest.raises(ValueError, match=re.escape("samples: count must be at least 0, got -1.")):
+        samples(flow, -1)
+    for count, temperature in ((1.5, 1), (1, "1")):
+        with pytest.raises(TypeError, match=r"^samples: "):
+            samples(flow, count, temperature=temperature)
     with pytest.raises(ValueError, match=re.escape("samples: expected a condition for each of 2 samples, got 3.")):
         samples(flow, 2, condition=(torch.zeros(3, 1), torch.zeros(3, 1)))
 

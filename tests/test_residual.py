@@ -144,6 +144,18 @@ def test_function_is_a_contraction(dims):
     assert torch.linalg.svdvals(dense(nested, x) - torch.eye(x.numel()))[0] <= 0.7
 
 
+def test_a_weight_that_is_shared_is_bounded_for_all_its_uses():
+    """As groups of two channels it has the norm 2, and as one map √8."""
+    first, middle, last = nn.Conv1d(4, 4, 1, groups=2), nn.Conv1d(4, 2, 1), nn.Conv1d(2, 4, 1)
+    last.weight = first.weight
+    with torch.no_grad():
+        nn.init.ones_(first.weight)
+        middle.weight.copy_(torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(2, 4).unsqueeze(2))
+    layer = Residual(nn.Sequential(first, middle, last), lipschitz=0.9).double()
+    jacobian = dense(layer, noise(1, 4, 1)) - torch.eye(4)
+    assert 0.6 < torch.linalg.svdvals(jacobian)[0] <= layer.lipschitz_bound() <= 0.9 + 1e-9
+
+
 def test_zero_weights_have_gradients():
     layer = block(2, 1)
     for p in layer.parameters():
@@ -246,6 +258,19 @@ def test_gradients_of_the_inverse_need_no_graph_of_the_iteration():
     expected = torch.autograd.grad(layer(x.detach()), list(layer.parameters()), -solved)
     for a, b in zip(found, (solved, *expected), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_values_and_gradients_whose_squares_are_no_numbers(size):
+    layer = block(2, lipschitz=0.5, tolerance=1e-40).float()
+    layer.function[0].bias = layer.function[2].bias = None
+    x = noise(3, 2, dtype=torch.float32)
+    linear = Residual(nn.Linear(2, 2, bias=False), lipschitz=0.5, tolerance=1e-40)
+    torch.testing.assert_close(linear.inverse(linear(size * x)) / size, x, rtol=1e-5, atol=1e-5)
+    y = x.requires_grad_()
+    one = torch.autograd.grad(layer.inverse(y).sum(), y)[0]
+    found = torch.autograd.grad((size * layer.inverse(y)).sum(), y)[0]
+    torch.testing.assert_close(found / size, one, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_that_overflow_go_through():
