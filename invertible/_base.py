@@ -220,11 +220,11 @@ def unvalidated(distribution: Any) -> Any:
     return other
 
 
-def _was_found(part: Any, key: str) -> bool:
+def _was_found(part: object, key: str) -> bool:
     """Whether a distribution has not been given this, but has computed and kept it since, and will again."""
-    if not isinstance(getattr(cast("type", type(part)), key, None), lazy_property):
+    if not isinstance(getattr(type(part), key, None), lazy_property):
         return False
-    held = cast("dict[str, Any]", vars(part))
+    held = vars(part)
     given = held.get("_param")  # probabilities or logits, whichever were given
     return key.startswith("_") or (given is not None and held[key] is not given)
 
