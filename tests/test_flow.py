@@ -536,3 +536,20 @@ def test_statistics_are_counted_once():
     counts = [int(b) for key, b in flow.named_buffers() if key.endswith("num_batches_tracked")]
     assert counts
     assert set(counts) == {1}
+
+
+def test_samples_have_gradients_only_if_asked_for():
+    flow = Flow.standard_normal(couplings(), (2,))
+    assert flow().has_rsample
+    assert not flow().sample((3,)).requires_grad
+    assert flow().rsample((3,)).requires_grad
+
+
+def test_asking_for_a_shape_leaves_each_part_in_its_mode():
+    net = couplings()
+    net[1].eval()
+    flow = Flow.standard_normal(net, (2,))
+    modes = [part.training for part in flow.modules()]
+    assert flow().event_shape == (2,)
+    assert [part.training for part in flow.modules()] == modes
+    assert not all(modes)

@@ -12,7 +12,7 @@ from torch import nn
 import invertible as inv
 from invertible import ConvergenceError, Coupling, Merge, Recompute, Reconstruct, Residual, Sequential, Split
 from invertible._lipschitz import ACTIVATIONS, SLACK, constant_of, operator_bound
-from invertible._log_det import roulette
+from invertible._log_det import by_series, roulette
 from invertible.testing import check, log_det_matches_autograd
 from tests.networks import METHODS, assert_same, outcome, with_strategy
 from tests.rows_residual import CONV, function
@@ -335,6 +335,17 @@ def test_roulette_has_the_weights_of_its_probabilities():
         present = torch.tensor([weights[k - 1] if len(weights) >= k else 0.0 for weights in runs])
         assert abs(present.mean() - 1) <= 4 * present.std() / len(runs) ** 0.5 + 1e-9
     assert all(weights[:2] == [1.0, 1.0] for weights in runs)
+
+
+def test_terms_have_their_weights_in_value_and_gradient():
+    weights = [1.0, 2.5, 0.5, 4.0]
+    matrix, x = (0.5 * noise(3, 3)).requires_grad_(), noise(2, 3)
+    found = by_series(lambda x: x @ matrix.T, x, weights, probes=None)[1]
+    traces = [torch.linalg.matrix_power(matrix, k).trace() for k in range(1, 5)]
+    expected = sum(-((-1) ** k) * w / k * trace for k, (w, trace) in enumerate(zip(weights, traces, strict=True), 1))
+    torch.testing.assert_close(found, expected.expand(2))
+    grads = [torch.autograd.grad(each[0], matrix)[0] for each in (found, expected.expand(2))]
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("options", [{"log_det": "exact"}, {"terms": 40, "probes": "all"}], ids=repr)
