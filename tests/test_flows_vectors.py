@@ -94,7 +94,12 @@ def test_a_classifier_cannot_tell_samples_from_the_density(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "strategy"), [*product(FLOWS, [Recompute(), Reconstruct()]), ("spline", Budget(40_000))], ids=str
+    ("name", "strategy"),
+    [
+        *product(FLOWS, [Recompute(), Reconstruct()]),
+        pytest.param("spline", Budget(40_000), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_every_strategy_has_the_gradients_of_store(name, strategy):
     found = []
