@@ -214,7 +214,7 @@ def test_the_error_is_proved_where_the_iteration_is_slow():
         layer.function.weight.copy_(-2 * torch.eye(3))
     x = noise(4, 3)
     off = (layer.inverse(layer(x)) - x).square().mean(1).sqrt().detach().max()
-    assert 0.9 * layer.solved.error <= off <= layer.solved.error <= 1e-6
+    assert 0.5 * layer.solved.error <= off <= layer.solved.error <= 1e-6
 
 
 class Rates(nn.Module):
@@ -419,6 +419,17 @@ def test_without_gradients_nothing_else_is_found(log_det):
     assert x.grad is None
     assert not fired
     assert all(p.grad is None for p in layer.parameters())
+
+
+def test_what_inference_mode_has_made_is_taken():
+    layer = block(2)
+    with torch.inference_mode():
+        x = noise(3, 2)
+    expected = layer.forward_and_log_det(noise(3, 2))[0]
+    found, log_det = layer.forward_and_log_det(x)
+    assert torch.equal(found, expected)
+    log_det.sum().backward()
+    assert layer.function[0].weight.grad is not None
 
 
 def test_constant_function_has_no_log_determinant():
