@@ -87,6 +87,7 @@ class Flow(nn.Module):
         self.transform = transform
         self.base = make_base(base)
         self.support = support
+        self._event: tuple[tuple[Any, ...], Size] | None = None  # the shape of a datum, and of what it was found
 
     @classmethod
     def standard_normal(
@@ -228,13 +229,20 @@ class FlowDistribution(Distribution):
         Raises:
             TypeError: if data are tuples, which no distribution of torch has.
         """
+        flow = self.flow
         if self._event is None:
-            transform = self.flow.transform
-            none = Size((0, *batch_of(self.condition)))
-            z = in_a_batch(draw(self._bases, none, grad=False), none)
-            with torch.no_grad(), _in_eval(transform):  # in which every layer has an inverse
-                self._event = _shape_of(transform.inverse(z, condition=repeated(self.condition, none)))
+            of = (*map(id, flow.modules()), *(each.event_shape for each in flat(self._bases)))
+            if flow._event is None or flow._event[0] != of:  # pyright: ignore[reportPrivateUsage]
+                flow._event = of, self._found_event()  # pyright: ignore[reportPrivateUsage]
+            self._event = flow._event[1]  # pyright: ignore[reportPrivateUsage]
         return self._event
+
+    def _found_event(self) -> Size:
+        transform = self.flow.transform
+        none = Size((0, *batch_of(self.condition)))
+        z = in_a_batch(draw(self._bases, none, grad=False), none)
+        with torch.no_grad(), _in_eval(transform):  # in which every layer has an inverse
+            return _shape_of(transform.inverse(z, condition=repeated(self.condition, none)))
 
     @property
     def has_rsample(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -546,6 +546,17 @@ def test_samples_have_gradients_only_if_asked_for():
     assert flow().rsample((3,)).requires_grad
 
 
+def test_the_shape_is_found_once_but_not_kept_for_another_map():
+    net, calls = Sequential(Reshape((2, 2), (4,)), couplings(features=4)), []
+    flow, inverse = Flow.standard_normal(net, (2, 2)), net.inverse
+    net.inverse = lambda *arguments, **options: calls.append(1) or inverse(*arguments, **options)
+    assert [flow().event_shape for _ in range(2)] == [(2, 2)] * 2
+    assert len(calls) == 1
+    flow.transform = net[1]
+    assert flow().event_shape == (4,)
+    assert copy.deepcopy(flow)().event_shape == (4,)
+
+
 def test_asking_for_a_shape_leaves_each_part_in_its_mode():
     net = couplings()
     net[1].eval()

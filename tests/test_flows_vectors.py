@@ -11,7 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Generator
 
-from invertible import Budget, Recompute, Reconstruct, Store
+from invertible import Budget, InvertibleLinear, Permute, Recompute, Reconstruct, Store
 from zoo.errors import DivergedError
 from zoo.flows import iresnet, nice, spline_flow
 from zoo.flows.densities import DENSITIES
@@ -119,6 +119,14 @@ def test_splines_start_as_the_identity_and_standardise():
     z = flow.transform(x)
     assert torch.allclose(z.mean(0), torch.zeros(3), atol=1e-4)
     assert torch.allclose(z.sort(1).values, ((x - x.mean(0)) / x.std(0, correction=0)).sort(1).values, atol=1e-3)
+
+
+def test_features_are_mixed_between_couplings():
+    def count(kind, *arguments, **options):
+        return sum(isinstance(part, kind) for part in spline_flow(*arguments, width=4, **options).modules())
+
+    assert [count(Permute, features) for features in (2, 3, 5)] == [0, 2, 2]
+    assert count(InvertibleLinear, 3, mixing="linear") == 6
 
 
 def test_the_logistic_base_is_the_papers():

@@ -104,6 +104,12 @@ def test_a_class_changes_the_density(name):
         flow(value=images)
 
 
+def test_realnvp_sees_images_through_a_logit():
+    x = torch.randint(17, (2, 1, 8, 8)).float()
+    seen = torch.sigmoid(small("realnvp").transform[:4](x))
+    assert torch.equal(((seen - 0.05) / 0.9 * 17).floor(), x)
+
+
 def test_temperature_scales_latent_values():
     flow = randomize(small("glow"), 0.02).eval()
     torch.manual_seed(3)
