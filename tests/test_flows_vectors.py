@@ -208,6 +208,13 @@ def test_what_diverges_is_said():
         fit([p], lambda: p * math.nan, steps=3, lr=1.0)
 
 
+def test_the_rate_of_a_fit_falls_to_nothing():
+    p, seen = torch.nn.Parameter(torch.ones(())), []
+    fit([p], lambda: seen.append(p.item()) or p.sum(), steps=50, lr=0.1)
+    assert seen[0] - seen[1] == pytest.approx(0.1, rel=1e-3)  # Adam's steps are as long as the rate
+    assert 0 < seen[-2] - seen[-1] < 0.001
+
+
 @pytest.mark.slow
 def test_a_fitted_flow_is_near_the_mixture():
     """Measured: 0.040 nats with this seed, and 0.045 with the next."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import zoo
-from invertible import Reconstruct, Store
+from invertible import PixelUnshuffle, Reconstruct, Store
 from invertible.testing import measure_memory
 from tests.zoo_networks import randomize
 from zoo.digits import split_digits
@@ -108,6 +108,14 @@ def test_realnvp_sees_images_through_a_logit():
     x = torch.randint(17, (2, 1, 8, 8)).float()
     seen = torch.sigmoid(small("realnvp").transform[:4](x))
     assert torch.equal(((seen - 0.05) / 0.9 * 17).floor(), x)
+
+
+def test_realnvp_begins_as_a_choice_of_pixels():
+    """Couplings begin as the identity, and their halves end where they were."""
+    net = small("realnvp").eval().transform
+    seen = net[:4](torch.randint(17, (2, 1, 8, 8)).float())
+    for found, expected in zip(net[4:](seen), PixelUnshuffle(2, order="checkerboard")(seen).chunk(2, 1), strict=True):
+        assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_temperature_scales_latent_values():
