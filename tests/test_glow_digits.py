@@ -72,7 +72,7 @@ def test_what_diverges_and_what_is_interrupted_ends_in_one_line(example, tmp_pat
     arguments = [*SHORT, "--output", str(tmp_path)]
 
     def infinite(*_):
-        return Normal(torch.zeros(1), torch.ones(1)).log_prob(torch.tensor([torch.nan]))
+        return Normal(torch.zeros(1), torch.ones(1), validate_args=True).log_prob(torch.tensor([torch.nan]))
 
     def interrupted(*_):
         raise KeyboardInterrupt
