@@ -26,7 +26,7 @@ from torch import Generator, Tensor, nn
 
 from benchmarks.interleaved import Contender, interval, rounds, serve
 from benchmarks.report import console_of, keep
-from zoo.arguments import positive
+from zoo.arguments import number, positive
 from zoo.flows.densities import DENSITIES
 from zoo.flows.fitting import fit
 from zoo.flows.vectors import spline_flow
@@ -141,11 +141,16 @@ def time_all(count_of_rounds: int) -> dict[str, dict[str, list[float]]]:
             each.close()
 
 
+def at_least_two(text: str) -> int:
+    """A whole number that has a standard deviation."""
+    return number(text, int, 2, 2**63 - 1, "a whole number from 2 on")
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=positive, default=300, help="of each fit")
-    parser.add_argument("--seeds", type=positive, default=5, help="fits (at least 2) of each contender to each density")
+    parser.add_argument("--seeds", type=at_least_two, default=5, help="fits of each contender to each density")
     parser.add_argument("--rounds", type=positive, default=31, help="of the times")
     parser.add_argument("--densities", nargs="+", choices=list(DENSITIES), default=["moons", "checkerboard", "spirals"])
     parser.add_argument("--serve", help=argparse.SUPPRESS)

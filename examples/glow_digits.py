@@ -76,7 +76,12 @@ def learn(flow: Flow, images: Tensor, optimizer: torch.optim.Optimizer, step: in
         DivergedError: if they are not finite.
     """
     with diverging(f"at step {step}", otherwise=""):
-        loss = bits_per_dimension(flow(value=images), SHAPE).mean()
+        try:
+            loss = bits_per_dimension(flow(value=images), SHAPE).mean()
+        except ValueError as error:  # of torch's normal distribution
+            if "found invalid values" in str(error):
+                raise DivergedError(f"the latent values are not finite at step {step}; try a lower --lr") from None
+            raise
         if not loss.isfinite():
             raise DivergedError(f"the likelihood is {loss.item()} at step {step}; try a lower --lr")
         optimizer.zero_grad()
@@ -252,7 +257,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(options, Console(highlight=False))
     except (ValueError, OSError) as error:  # an InputError is one
-        print(f"error: {reason(error)}", file=sys.stderr)
+        file = getattr(error, "filename", None)
+        print(f"error: {f'{file}: ' if file else ''}{reason(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"interrupted; nothing was saved in {options.output}", file=sys.stderr)

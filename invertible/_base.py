@@ -8,6 +8,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, Independent, Transform
 from torch.distributions.transforms import _InverseTransform  # pyright: ignore[reportPrivateUsage]
+from torch.distributions.utils import lazy_property
 
 from ._tracing import unreadable
 from ._value import Value, describe, leaves, map_value
@@ -140,15 +141,29 @@ def flat(bases: Bases) -> list[Distribution]:
 
 
 def batch_of(condition: Value | None) -> Size:
-    """How many conditions there are, as a shape; of none it is empty."""
-    return Size() if condition is None else next(leaves(condition)).shape[:1]
+    """How many conditions there are, as a shape; of none it is empty.
+
+    Raises:
+        TypeError: if it is no tensor with a batch, nor a tuple of such.
+        ValueError: if it is a tuple of different batches.
+    """
+    if condition is None:
+        return Size()
+    parts = cast("list[object]", list(leaves(condition)))
+    if not parts or not all(isinstance(part, Tensor) and part.ndim for part in parts):
+        rule = "condition must be a tensor of shape (batch, ...), or a tuple of such"
+        raise TypeError(f"Flow: {rule}, got {describe(condition)}.")
+    first, *others = (cast("Tensor", part).shape[:1] for part in parts)
+    if any(other != first for other in others):
+        raise ValueError(f"Flow: all tensors of a condition must have the same batch, got {describe(condition)}.")
+    return first
 
 
 def repeated(condition: Value | None, lead: Size) -> Value | None:
-    """The conditions once for each sample, in a batch."""
+    """The conditions once for each sample, in a batch; a single one may stand for many."""
     if condition is None:
         return None
-    return map_value(lambda c: c.expand(lead[:-1] + c.shape).reshape(lead.numel(), *c.shape[1:]), condition)
+    return map_value(lambda c: c.expand(lead + c.shape[1:]).reshape(lead.numel(), *c.shape[1:]), condition)
 
 
 def draw(bases: Bases, lead: Size, *, grad: bool = True) -> Value:
@@ -205,6 +220,15 @@ def unvalidated(distribution: Any) -> Any:
     return other
 
 
+def _was_found(part: object, key: str) -> bool:
+    """Whether a distribution has not been given this, but has computed and kept it since, and will again."""
+    if not isinstance(getattr(type(part), key, None), lazy_property):
+        return False
+    held = vars(part)
+    given = held.get("_param")  # probabilities or logits, whichever were given
+    return key.startswith("_") or (given is not None and held[key] is not given)
+
+
 def _replaced(
     part: Any, kind: type, function: Callable[[Any, tuple[str, ...]], Any], path: tuple[str, ...] = ()
 ) -> Any:
@@ -221,7 +245,9 @@ def _replaced(
     if isinstance(part, (Distribution, Transform)):
         other = copy.copy(part)
         for key, each in vars(part).items():
-            if key != "_inv":  # what a transform remembers as its inverse
+            if kind is Tensor and _was_found(part, key):
+                del other.__dict__[key]
+            elif key != "_inv":  # what a transform remembers as its inverse
                 other.__dict__[key] = _replaced(each, kind, function, (*path, key.strip("_")))
         return other
     return part

@@ -51,8 +51,13 @@ class Solved:
 
 
 def size_of(x: Tensor) -> Tensor:
-    """The root mean square of each sample."""
-    return x.flatten(1).square().mean(1).sqrt()
+    """The root mean square of each sample, of large and small numbers, too, whose squares are none."""
+    x = x.flatten(1)
+    if not x.numel():
+        return x.new_zeros(len(x))
+    largest = x.abs().amax(1)
+    unit = torch.where((largest > 0) & largest.isfinite(), largest, 1)
+    return unit * (x / unit[:, None]).square().mean(1).sqrt()
 
 
 def solve(
@@ -70,7 +75,7 @@ def solve(
     active = torch.ones(len(y), dtype=torch.bool, device=y.device)
     error = left = torch.zeros(len(y), dtype=y.dtype, device=y.device)
     factor = None if lipschitz is None else lipschitz / (1 - lipschitz)
-    size = size_of(y) if y.numel() else error
+    size = size_of(y)
     iterations = 0
     while iterations < limit and y.numel() and bool(active.any()):
         new = y - function(x)

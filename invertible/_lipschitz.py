@@ -113,13 +113,21 @@ def scaled_weights(function: nn.Module, limit: float, dtype: torch.dtype) -> tup
     slopes = math.prod([constant_of(layer) or 1.0 for _, layer in layers])  # a list: the compiler knows no other
     weighted = [(key, cast("Any", layer)) for key, layer in layers if constant_of(layer) is None]
     share = (limit / slopes) ** (1 / max(len(weighted), 1))
-    total, weights, done = None, cast("dict[str, Tensor]", {}), cast("dict[int, tuple[Tensor, Tensor]]", {})
+    # Of a weight that is shared, other groups make another map.
+    bounds, used = cast("dict[int, Tensor]", {}), cast("set[tuple[int, int]]", set())
+    for _, layer in weighted:
+        which, groups = id(layer.weight), getattr(layer, "groups", 1)
+        if (which, groups) not in used:
+            bound = operator_bound(layer, layer.weight.to(dtype))
+            bounds[which] = torch.maximum(bounds[which], bound) if which in bounds else bound
+            used.add((which, groups))
+    total, weights, done = None, cast("dict[str, Tensor]", {}), cast("dict[int, Tensor]", {})
     for key, layer in weighted:
-        if id(layer.weight) not in done:
-            weight = layer.weight.to(dtype)
-            bound = operator_bound(layer, weight)
-            done[id(layer.weight)] = weight * (share / bound.clamp(min=share)), bound.detach().clamp(max=share)
-        weights[f"{key}.weight" if key else "weight"], bound = done[id(layer.weight)]
+        which, bound = id(layer.weight), bounds[id(layer.weight)]
+        if which not in done:
+            done[which] = layer.weight.to(dtype) * (share / bound.clamp(min=share))
+        weights[f"{key}.weight" if key else "weight"] = done[which]
+        bound = bound.detach().clamp(max=share)
         total = bound if total is None else total * bound
     return weights, torch.tensor(slopes, dtype=dtype) if total is None else slopes * total
 

@@ -1,6 +1,6 @@
 """Densities: an invertible map between data and a distribution that is known."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast, overload
 
@@ -40,8 +40,9 @@ class Flow(nn.Module):
     ``flow.transform.backprop``. In training mode each moves the buffers of the map as the trained direction does; the
     methods of the distribution move none.
 
-    Where ``transform`` is stochastic (:class:`Augment`, :class:`Dequantize`), ``value=`` gives a random lower bound of
-    the log-density, or of the log-probability of whole numbers; see there.
+    Where ``transform`` is stochastic (:class:`Augment`, :class:`Dequantize`), ``value=`` gives, on the average over the
+    noise, a lower bound of the log-density, or of the log-probability of whole numbers; see there. What ``samples=``
+    gives is then, on the average, an upper bound of that of the samples, and so is the divergence.
 
     Log-densities are summed in float32 at least, whatever ``transform`` computes in.
 
@@ -86,6 +87,7 @@ class Flow(nn.Module):
         self.transform = transform
         self.base = make_base(base)
         self.support = support
+        self._event: tuple[tuple[Any, ...], Size] | None = None  # the shape of a datum, and of what it was found
 
     @classmethod
     def standard_normal(
@@ -104,6 +106,10 @@ class Flow(nn.Module):
             condition: one like those that it will be given, of any batch.
             support: as for the class.
 
+        Raises:
+            TypeError: if the shape is no tuple of integers.
+            ValueError: if a size is negative.
+
         Example:
             >>> scales = Sequential(PixelUnshuffle(2), Split(channels=3), Parallel(PixelUnshuffle(2), Identity()))
             >>> flow = Flow.standard_normal(scales, (1, 8, 8))
@@ -113,6 +119,8 @@ class Flow(nn.Module):
             torch.Size([1, 8, 8])
         """
         check_layer("Flow", transform)
+        _check_shape(shape)
+        batch_of(condition)  # refuses what is none
         like = next((p for p in transform.parameters() if p.is_floating_point()), torch.empty(0))
         with torch.no_grad(), _in_eval(transform):
             none = map_value(lambda c: c[:0], condition) if condition is not None else None
@@ -221,13 +229,20 @@ class FlowDistribution(Distribution):
         Raises:
             TypeError: if data are tuples, which no distribution of torch has.
         """
+        flow = self.flow
         if self._event is None:
-            transform = self.flow.transform
-            none = Size((0, *batch_of(self.condition)))
-            z = in_a_batch(draw(self._bases, none, grad=False), none)
-            with torch.no_grad(), _in_eval(transform):  # in which every layer has an inverse
-                self._event = _shape_of(transform.inverse(z, condition=repeated(self.condition, none)))
+            of = (*map(id, flow.modules()), *(each.event_shape for each in flat(self._bases)))
+            if flow._event is None or flow._event[0] != of:  # pyright: ignore[reportPrivateUsage]
+                flow._event = of, self._found_event()  # pyright: ignore[reportPrivateUsage]
+            self._event = flow._event[1]  # pyright: ignore[reportPrivateUsage]
         return self._event
+
+    def _found_event(self) -> Size:
+        transform = self.flow.transform
+        none = Size((0, *batch_of(self.condition)))
+        z = in_a_batch(draw(self._bases, none, grad=False), none)
+        with torch.no_grad(), _in_eval(transform):  # in which every layer has an inverse
+            return _shape_of(transform.inverse(z, condition=repeated(self.condition, none)))
 
     @property
     def has_rsample(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -318,6 +333,14 @@ def _shape_of(x: Value) -> Size:
         fix = " Call flow(value=...) or flow(samples=...)."
         raise TypeError(f"FlowDistribution: data must be tensors, got {describe(x)}.{fix}")
     return x.shape[1:]
+
+
+def _check_shape(shape: object) -> None:
+    sizes = cast("Sequence[object]", shape) if isinstance(shape, (tuple, list)) else None
+    if sizes is None:
+        raise TypeError(f"Flow: shape must be that of a datum, a tuple, got {shape!r}.")
+    if any(_check.integer("Flow", "shape", size) < 0 for size in sizes):
+        raise ValueError(f"Flow: shape must have no negative size, got {shape!r}.")
 
 
 @contextmanager

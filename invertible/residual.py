@@ -324,11 +324,22 @@ class Residual(InvertibleModule[Tensor, Tensor]):
         if None not in slopes and total > limit:
             rule = f"a function without weights must have a Lipschitz constant of at most {limit:g}"
             raise ValueError(f"Residual: {rule}, got one of {total:g}.")
-        spaces = [dims for dims in [dims_of(layer) for _, layer in layers] if dims is not None]
-        moving = [layer for _, layer in layers if isinstance(layer, (nn.Flatten, nn.Unflatten))]
-        if x is not None and spaces and not moving and x.ndim != spaces[0] + 2:
-            rule = f"expected a batch with channels and {spaces[0]} spatial dimensions"
-            raise _check.value_error(self, rule, x)  # torch would take the batch for channels
+        if x is not None:
+            self._refuse_unbatched([layer for _, layer in layers], x)
+
+    def _refuse_unbatched(self, layers: list[nn.Module], x: Tensor) -> None:
+        """Refuses an input without a batch, or what becomes of one: torch would take the batch for channels."""
+        ndim = x.ndim
+        for layer in layers:
+            dims = 2 if isinstance(layer, (nn.PixelShuffle, nn.PixelUnshuffle)) else dims_of(layer)
+            if dims is not None and ndim != dims + 2:
+                where = "" if ndim == x.ndim else f" before {_check.name(layer)}"
+                rule = f"expected a batch with channels and {dims} spatial dimensions{where}"
+                raise _check.value_error(self, rule, x)
+            if isinstance(layer, nn.Flatten):
+                ndim -= layer.end_dim % ndim - layer.start_dim
+            elif isinstance(layer, nn.Unflatten):
+                ndim += len(layer.unflattened_size) - 1
 
     def _dtype(self, x: Tensor | None = None) -> torch.dtype:
         parameters = [p for p in self.function.parameters() if p.is_floating_point()]

@@ -112,6 +112,14 @@ ROWS: dict[str, Row] = {
             "expected a batch with channels and 2 spatial dimensions, got a tensor of shape (3, 4, 4).": lambda: (
                 inv.Residual(nn.Conv2d(3, 3, 1))(x2d[0])
             ),
+            "expected a batch with channels and 2 spatial dimensions before Conv2d(2, 2": lambda: inv.Residual(
+                nn.Sequential(nn.Flatten(1, 2), nn.Conv2d(2, 2, 1), nn.Unflatten(1, (3, 4)))
+            )(x2d),
+            "expected a batch with channels and 2 spatial dimensions, got a tensor of shape (4, 3, 4).": lambda: (
+                inv.Residual(nn.Sequential(nn.PixelShuffle(2), nn.Linear(8, 8), nn.PixelUnshuffle(2)))(
+                    torch.zeros(4, 3, 4)
+                )
+            ),
             "the function must return a tensor, got a tuple of": lambda: inv.Residual(nn.GRU(4, 4), lipschitz=None)(
                 x2d[0]
             ),

@@ -19,6 +19,7 @@ from torch.distributions import (
     StudentT,
     TransformedDistribution,
     Uniform,
+    VonMises,
     constraints,
 )
 
@@ -163,6 +164,15 @@ def test_shapes_are_those_of_torch():
     assert Independent(plain.expand((3,)), 1).log_prob(torch.zeros(3, 2)).shape == ()
 
 
+def test_many_values_may_have_one_condition():
+    flow = Flow.standard_normal(couplings(conditions=3), (2,), condition=torch.zeros(0, 3))
+    condition, x = torch.randn(1, 3), torch.randn(4, 7, 2)
+    expected = flow(condition.expand(28, 3), value=x.reshape(28, 2)).reshape(4, 7)
+    assert torch.allclose(flow(condition).log_prob(x), expected)
+    learnt = Flow(Identity(), Learnt(3))
+    assert torch.allclose(learnt(condition).log_prob(x[0]), learnt(condition.expand(7, 3), value=x[0]))
+
+
 def test_a_flow_without_data_has_shapes_and_likelihoods():
     """Its base once looked at values that were not there."""
     with torch.device("meta"):
@@ -218,6 +228,24 @@ def test_torchs_distributions_move_and_save_with_the_flow(base):
         buffer.zero_()
     twin.load_state_dict(Flow(Identity(), base).state_dict())
     assert torch.allclose(twin(value=x), expected)
+
+
+@pytest.mark.parametrize(
+    ("base", "use"),
+    [
+        (Independent(VonMises(torch.zeros(2), torch.ones(2)), 1), lambda base: base.sample()),
+        (Bernoulli(probs=torch.full((2,), 0.3)), lambda base: base.log_prob(torch.ones(2))),
+    ],
+    ids=["VonMises", "Bernoulli"],
+)
+def test_a_base_that_was_used_before_has_the_same_keys(base, use):
+    """Torch keeps in a distribution what it computes."""
+    fresh = Flow(Identity(), base).state_dict()
+    use(base)
+    flow = Flow(Identity(), base)
+    flow.load_state_dict(fresh)
+    x = base.sample((3,))
+    assert torch.equal(flow(value=x), base.log_prob(x).reshape(3, -1).sum(1))
 
 
 class Learnt(nn.Module):
@@ -284,7 +312,7 @@ def strategies():
 
 def deep(strategy=None, seed=0):
     torch.manual_seed(seed)
-    net = Sequential(ActNorm(4), couplings(6, features=4, conditions=2), InvertibleLinear(4), backprop=strategy)
+    net = Sequential(ActNorm(4), couplings(4, features=4, conditions=2), InvertibleLinear(4), backprop=strategy)
     flow = Flow.standard_normal(net, (4,), condition=torch.zeros(1, 2)).double()
     flow(torch.randn(32, 2).double(), value=torch.randn(32, 4).double())
     return flow
@@ -400,6 +428,22 @@ def test_what_is_wrong_is_refused():
         (lambda: flow(value=x, samples=2), ValueError, "Flow: expected value or samples, got both."),
         (lambda: flow(samples=-1), ValueError, "Flow: samples must be at least 0, got -1."),
         (lambda: flow(samples=1.5), TypeError, "Flow: samples must be an integer, got 1.5."),
+        (
+            lambda: flow([1.0], value=x),
+            TypeError,
+            r"Flow: condition must be a tensor of shape \(batch, ...\), or a tuple of such, got an object of type list",
+        ),
+        (lambda: flow(()), TypeError, "condition must be .*, got a tuple of nothing"),
+        (lambda: flow(torch.zeros(())), TypeError, r"condition must be .*, got a tensor of shape \(\)"),
+        (
+            lambda: flow((torch.zeros(4, 1), torch.zeros(3, 1)), samples=2),
+            ValueError,
+            "Flow: all tensors of a condition must have the same batch, got a tuple of a tensor",
+        ),
+        (lambda: Flow.standard_normal(net, 2), TypeError, "Flow: shape must be that of a datum, a tuple, got 2."),
+        (lambda: Flow.standard_normal(net, (2.0,)), TypeError, "Flow: shape must be an integer, got 2.0."),
+        (lambda: Flow.standard_normal(net, (-2,)), ValueError, r"shape must have no negative size, got \(-2,\)"),
+        (lambda: Flow.standard_normal(net, (2,), condition=[1]), TypeError, "condition must be a tensor"),
         (lambda: flow(value=[1.0]), TypeError, "expected a tensor, or a tuple of tensors, got an object of type list"),
         (
             lambda: flow(torch.zeros(3, 2), value=x),
@@ -446,7 +490,8 @@ class Discrete(nn.Module):
 
 
 def test_values_out_of_the_support_are_torchs_own_error():
-    flow = Flow(Identity(), Uniform(torch.zeros(2), torch.ones(2)), support=constraints.unit_interval)
+    base = Uniform(torch.zeros(2), torch.ones(2), validate_args=True)  # torch.compile lets torch look no more
+    flow = Flow(Identity(), base, support=constraints.unit_interval)
     assert flow().support is constraints.unit_interval
     assert torch.equal(flow(value=torch.full((1, 2), 0.5)), torch.zeros(1))
     with pytest.raises(ValueError, match="to be within the support"):
@@ -460,9 +505,10 @@ def test_data_may_have_another_number_of_dimensions_than_latent_values():
     assert flow(samples=3)[0].shape == (3, 1, 2, 2)
 
 
-@pytest.mark.parametrize("by", ["value", "samples"])
+@pytest.mark.parametrize("by", ["value", pytest.param("samples", marks=pytest.mark.slow)])
 def test_a_flow_is_compiled_whole(by):
-    flow = deep().float().eval()
+    net = Sequential(ActNorm(4), couplings(1, features=4, conditions=2), InvertibleLinear(4))
+    flow = Flow.standard_normal(net, (4,), condition=torch.zeros(1, 2)).eval()
     condition = torch.randn(4, 2)
     arguments = {"value": torch.randn(4, 4)} if by == "value" else {"samples": 3}
     torch.manual_seed(0)
@@ -492,3 +538,31 @@ def test_statistics_are_counted_once():
     counts = [int(b) for key, b in flow.named_buffers() if key.endswith("num_batches_tracked")]
     assert counts
     assert set(counts) == {1}
+
+
+def test_samples_have_gradients_only_if_asked_for():
+    flow = Flow.standard_normal(couplings(), (2,))
+    assert flow().has_rsample
+    assert not flow().sample((3,)).requires_grad
+    assert flow().rsample((3,)).requires_grad
+
+
+def test_the_shape_is_found_once_but_not_kept_for_another_map():
+    net, calls = Sequential(Reshape((2, 2), (4,)), couplings(features=4)), []
+    flow, inverse = Flow.standard_normal(net, (2, 2)), net.inverse
+    net.inverse = lambda *arguments, **options: calls.append(1) or inverse(*arguments, **options)
+    assert [flow().event_shape for _ in range(2)] == [(2, 2)] * 2
+    assert len(calls) == 1
+    flow.transform = net[1]
+    assert flow().event_shape == (4,)
+    assert copy.deepcopy(flow)().event_shape == (4,)
+
+
+def test_asking_for_a_shape_leaves_each_part_in_its_mode():
+    net = couplings()
+    net[1].eval()
+    flow = Flow.standard_normal(net, (2,))
+    modes = [part.training for part in flow.modules()]
+    assert flow().event_shape == (2,)
+    assert [part.training for part in flow.modules()] == modes
+    assert not all(modes)

@@ -11,9 +11,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Generator
 
-from invertible import Budget, Recompute, Reconstruct, Store
+from invertible import Budget, InvertibleLinear, Permute, Recompute, Reconstruct, Store
 from zoo.errors import DivergedError
-from zoo.flows import nice, spline_flow
+from zoo.flows import iresnet, nice, spline_flow
 from zoo.flows.densities import DENSITIES
 from zoo.flows.fitting import fit
 from zoo.flows.inverse_problems import LinearGaussian, TwoMoons
@@ -94,7 +94,12 @@ def test_a_classifier_cannot_tell_samples_from_the_density(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "strategy"), [*product(FLOWS, [Recompute(), Reconstruct()]), ("spline", Budget(40_000))], ids=str
+    ("name", "strategy"),
+    [
+        *product(FLOWS, [Recompute(), Reconstruct()]),
+        pytest.param("spline", Budget(40_000), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_every_strategy_has_the_gradients_of_store(name, strategy):
     found = []
@@ -116,6 +121,14 @@ def test_splines_start_as_the_identity_and_standardise():
     assert torch.allclose(z.sort(1).values, ((x - x.mean(0)) / x.std(0, correction=0)).sort(1).values, atol=1e-3)
 
 
+def test_features_are_mixed_between_couplings():
+    def count(kind, *arguments, **options):
+        return sum(isinstance(part, kind) for part in spline_flow(*arguments, width=4, **options).modules())
+
+    assert [count(Permute, features) for features in (2, 3, 5)] == [0, 2, 2]
+    assert count(InvertibleLinear, 3, mixing="linear") == 6
+
+
 def test_the_logistic_base_is_the_papers():
     z = torch.tensor([[-30.0, 0.0], [4.0, 30.0]])
     expected = -(torch.nn.functional.softplus(z) + torch.nn.functional.softplus(-z)).sum(1)  # Eq. (9)
@@ -132,6 +145,7 @@ def test_the_logistic_base_is_the_papers():
         (lambda: spline_flow(mixing="none"), "spline_flow: mixing must be one of 'permutation', 'linear', got 'none'."),
         (lambda: spline_flow(conditioner="cnn"), "conditioner must be one of 'mlp', 'residual', got 'cnn'."),
         (lambda: spline_flow(condition_features=-1), "condition_features must be at least 0, got -1."),
+        (lambda: nice(base=["normal"]), "nice: base must be one of 'logistic', 'normal', got ['normal']."),
         (lambda: nice(couplings=0), "nice: couplings must be at least 1, got 0."),
         (lambda: nice(depth=0), "nice: depth must be at least 1, got 0."),
         (lambda: spline_flow(width=0), "spline_flow: width must be at least 1, got 0."),
@@ -140,6 +154,20 @@ def test_the_logistic_base_is_the_papers():
 )
 def test_what_is_wrong_is_refused(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nice(2.5), "nice: features must be an integer, got 2.5."),
+        (lambda: nice(condition_features="1"), "nice: condition_features must be an integer, got '1'."),
+        (lambda: spline_flow(width=2.5), "spline_flow: width must be an integer, got 2.5."),
+        (lambda: iresnet(lipschitz=None), "iresnet: lipschitz must be a number, got None."),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_refused(call, message):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         call()
 
 
@@ -178,6 +206,13 @@ def test_what_diverges_is_said():
     p = torch.nn.Parameter(torch.ones(()))
     with pytest.raises(DivergedError, match="the loss is nan at step 0; try a lower learning rate"):
         fit([p], lambda: p * math.nan, steps=3, lr=1.0)
+
+
+def test_the_rate_of_a_fit_falls_to_nothing():
+    p, seen = torch.nn.Parameter(torch.ones(())), []
+    fit([p], lambda: seen.append(p.item()) or p.sum(), steps=50, lr=0.1)
+    assert seen[0] - seen[1] == pytest.approx(0.1, rel=1e-3)  # Adam's steps are as long as the rate
+    assert 0 < seen[-2] - seen[-1] < 0.001
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.distributions import Normal
 
 import zoo
 from zoo.flows import samples
@@ -70,16 +71,30 @@ def test_what_a_user_gets_wrong(example, tmp_path, capsys):
 def test_what_diverges_and_what_is_interrupted_ends_in_one_line(example, tmp_path, capsys, monkeypatch):
     arguments = [*SHORT, "--output", str(tmp_path)]
 
+    def infinite(*_):
+        return Normal(torch.zeros(1), torch.ones(1), validate_args=True).log_prob(torch.tensor([torch.nan]))
+
     def interrupted(*_):
         raise KeyboardInterrupt
 
     for loss, code, words in (
         (lambda *_: torch.full((2,), torch.nan), 2, "error: the likelihood is nan at step 0; try a lower --lr\n"),
+        (infinite, 2, "error: the latent values are not finite at step 0; try a lower --lr\n"),
         (interrupted, 130, f"interrupted; nothing was saved in {tmp_path}\n"),
     ):
         monkeypatch.setattr(example, "bits_per_dimension", loss)
         assert example.main(arguments) == code
         assert capsys.readouterr().err == words
+
+
+def test_a_file_that_cannot_be_written_is_named(example, tmp_path, capsys, monkeypatch):
+    def fails(*_):
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder").write_text("")
+
+    monkeypatch.setattr(example, "train", fails)
+    assert example.main([*SHORT, "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'folder'}: Is a directory\n"
 
 
 def test_latent_values_are_combined_and_averaged(example):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import zoo
-from invertible import Reconstruct, Store
+from invertible import PixelUnshuffle, Reconstruct, Store
 from invertible.testing import measure_memory
 from tests.zoo_networks import randomize
 from zoo.digits import split_digits
@@ -104,6 +104,20 @@ def test_a_class_changes_the_density(name):
         flow(value=images)
 
 
+def test_realnvp_sees_images_through_a_logit():
+    x = torch.randint(17, (2, 1, 8, 8)).float()
+    seen = torch.sigmoid(small("realnvp").transform[:4](x))
+    assert torch.equal(((seen - 0.05) / 0.9 * 17).floor(), x)
+
+
+def test_realnvp_begins_as_a_choice_of_pixels():
+    """Couplings begin as the identity, and their halves end where they were."""
+    net = small("realnvp").eval().transform
+    seen = net[:4](torch.randint(17, (2, 1, 8, 8)).float())
+    for found, expected in zip(net[4:](seen), PixelUnshuffle(2, order="checkerboard")(seen).chunk(2, 1), strict=True):
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_temperature_scales_latent_values():
     flow = randomize(small("glow"), 0.02).eval()
     torch.manual_seed(3)
@@ -116,6 +130,11 @@ def test_temperature_scales_latent_values():
         words = f"samples: temperature must be 0 or a positive number, got {temperature}."
         with pytest.raises(ValueError, match=re.escape(words)):
             samples(flow, 1, temperature=temperature)
+    with pytest.raises(ValueError, match=re.escape("samples: count must be at least 0, got -1.")):
+        samples(flow, -1)
+    for count, temperature in ((1.5, 1), (1, "1")):
+        with pytest.raises(TypeError, match=r"^samples: "):
+            samples(flow, count, temperature=temperature)
     with pytest.raises(ValueError, match=re.escape("samples: expected a condition for each of 2 samples, got 3.")):
         samples(flow, 2, condition=(torch.zeros(3, 1), torch.zeros(3, 1)))
 
@@ -134,13 +153,13 @@ def test_what_training_keeps_does_not_grow_with_depth():
     training, _ = split_digits()
     found = {}
     for strategy in (Store(), Reconstruct()):
-        for steps in (2, 6):
+        for steps in (1, 3):
             flow = glow_for_digits(steps, strategy)
             x = training.images[:16]
             flow(value=x)  # the statistics of the first batch, and what torch allocates once
             found[type(strategy), steps] = measure_memory(lambda flow=flow, x=x: flow(value=x))[1].kept
-    assert found[Reconstruct, 6] == found[Reconstruct, 2]
-    assert found[Store, 6] > 2 * found[Store, 2]
+    assert found[Reconstruct, 3] == found[Reconstruct, 1]
+    assert found[Store, 3] > 2 * found[Store, 1]
 
 
 def test_the_likelihood_curve_is_that_of_stored_activations():

@@ -12,7 +12,7 @@ from torch import nn
 import invertible as inv
 from invertible import ConvergenceError, Coupling, Merge, Recompute, Reconstruct, Residual, Sequential, Split
 from invertible._lipschitz import ACTIVATIONS, SLACK, constant_of, operator_bound
-from invertible._log_det import roulette
+from invertible._log_det import by_series, roulette
 from invertible.testing import check, log_det_matches_autograd
 from tests.networks import METHODS, assert_same, outcome, with_strategy
 from tests.rows_residual import CONV, function
@@ -144,6 +144,19 @@ def test_function_is_a_contraction(dims):
     assert torch.linalg.svdvals(dense(nested, x) - torch.eye(x.numel()))[0] <= 0.7
 
 
+def test_a_weight_that_is_shared_is_bounded_for_all_its_uses():
+    """As groups of two channels it has the norm 2, and as one map √8."""
+    first, middle, last = nn.Conv1d(4, 4, 1, groups=2), nn.Conv1d(4, 2, 1), nn.Conv1d(2, 4, 1)
+    last.weight = first.weight
+    with torch.no_grad():
+        nn.init.ones_(first.weight)
+        nn.init.ones_(middle.weight)
+    for layers, channels in (((first, middle, last), 4), ((last, first, middle), 2)):
+        layer = Residual(nn.Sequential(*layers), lipschitz=0.9).double()
+        jacobian = dense(layer, noise(1, channels, 1)) - torch.eye(channels)
+        assert 0.4 < torch.linalg.svdvals(jacobian)[0] <= layer.lipschitz_bound() <= 0.9 + 1e-9
+
+
 def test_zero_weights_have_gradients():
     layer = block(2, 1)
     for p in layer.parameters():
@@ -192,6 +205,16 @@ def test_what_the_inverse_took():
             p.mul_(0.1)
     torch.testing.assert_close(promised.inverse(promised(x)), x, rtol=0, atol=1e-10)
     assert not promised.solved.guaranteed
+
+
+def test_the_error_is_proved_where_the_iteration_is_slow():
+    """Each step goes the same way, and brings the error down by the bound and no more."""
+    layer = Residual(nn.Linear(3, 3), lipschitz=0.9, tolerance=1e-6).double()
+    with torch.no_grad():
+        layer.function.weight.copy_(-2 * torch.eye(3))
+    x = noise(4, 3)
+    off = (layer.inverse(layer(x)) - x).square().mean(1).sqrt().detach().max()
+    assert 0.5 * layer.solved.error <= off <= layer.solved.error <= 1e-6
 
 
 class Rates(nn.Module):
@@ -246,6 +269,19 @@ def test_gradients_of_the_inverse_need_no_graph_of_the_iteration():
     expected = torch.autograd.grad(layer(x.detach()), list(layer.parameters()), -solved)
     for a, b in zip(found, (solved, *expected), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_values_and_gradients_whose_squares_are_no_numbers(size):
+    layer = block(2, lipschitz=0.5, tolerance=1e-40).float()
+    layer.function[0].bias = layer.function[2].bias = None
+    x = noise(3, 2, dtype=torch.float32)
+    linear = Residual(nn.Linear(2, 2, bias=False), lipschitz=0.5, tolerance=1e-40)
+    torch.testing.assert_close(linear.inverse(linear(size * x)) / size, x, rtol=1e-5, atol=1e-5)
+    y = x.requires_grad_()
+    one = torch.autograd.grad(layer.inverse(y).sum(), y)[0]
+    found = torch.autograd.grad((size * layer.inverse(y)).sum(), y)[0]
+    torch.testing.assert_close(found / size, one, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_that_overflow_go_through():
@@ -303,6 +339,14 @@ def test_estimates_are_right_on_average(options):
     assert ((found.mean(0) - expected).abs() <= 4 * error).all()
 
 
+@pytest.mark.parametrize(("lipschitz", "expected"), [(0.3, 0.5), (0.8, 0.8), (None, 0.9)])
+def test_the_roulette_goes_on_as_the_bound_says(monkeypatch, lipschitz, expected):
+    seen = []
+    monkeypatch.setattr("invertible.residual.roulette", lambda terms, go_on, **_: seen.append(go_on) or [1.0] * terms)
+    Residual(nn.Linear(2, 2), lipschitz=lipschitz, log_det="roulette").forward_and_log_det(torch.zeros(1, 2))
+    assert seen == [expected]
+
+
 def test_roulette_has_the_weights_of_its_probabilities():
     torch.manual_seed(0)
     runs = [roulette(2, 0.6) for _ in range(4000)]
@@ -310,6 +354,17 @@ def test_roulette_has_the_weights_of_its_probabilities():
         present = torch.tensor([weights[k - 1] if len(weights) >= k else 0.0 for weights in runs])
         assert abs(present.mean() - 1) <= 4 * present.std() / len(runs) ** 0.5 + 1e-9
     assert all(weights[:2] == [1.0, 1.0] for weights in runs)
+
+
+def test_terms_have_their_weights_in_value_and_gradient():
+    weights = [1.0, 2.5, 0.5, 4.0]
+    matrix, x = (0.5 * noise(3, 3)).requires_grad_(), noise(2, 3)
+    found = by_series(lambda x: x @ matrix.T, x, weights, probes=None)[1]
+    traces = [torch.linalg.matrix_power(matrix, k).trace() for k in range(1, 5)]
+    expected = sum(-((-1) ** k) * w / k * trace for k, (w, trace) in enumerate(zip(weights, traces, strict=True), 1))
+    torch.testing.assert_close(found, expected.expand(2))
+    grads = [torch.autograd.grad(each[0], matrix)[0] for each in (found, expected.expand(2))]
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("options", [{"log_det": "exact"}, {"terms": 40, "probes": "all"}], ids=repr)
@@ -364,6 +419,17 @@ def test_without_gradients_nothing_else_is_found(log_det):
     assert x.grad is None
     assert not fired
     assert all(p.grad is None for p in layer.parameters())
+
+
+def test_what_inference_mode_has_made_is_taken():
+    layer = block(2)
+    with torch.inference_mode():
+        x = noise(3, 2)
+    expected = layer.forward_and_log_det(noise(3, 2))[0]
+    found, log_det = layer.forward_and_log_det(x)
+    assert torch.equal(found, expected)
+    log_det.sum().backward()
+    assert layer.function[0].weight.grad is not None
 
 
 def test_constant_function_has_no_log_determinant():

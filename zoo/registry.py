@@ -92,7 +92,7 @@ def names(pattern: str = "*", *, kind: Kind | None = None) -> list[str]:
         >>> "glow" in names(kind="flow"), "glow" in names(kind="classifier")
         (True, False)
     """
-    if kind not in {None, *get_args(Kind)}:
+    if kind not in (None, *get_args(Kind)):
         raise ValueError(f"zoo.names: kind must be one of {', '.join(map(repr, get_args(Kind)))}, got {kind!r}.")
     found = sorted(name for name in _builders if fnmatchcase(name, pattern))
     return [name for name in found if kind in {None, kind_of(name)}]

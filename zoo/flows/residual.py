@@ -1,7 +1,7 @@
 """Flows of residual blocks, whose functions see all features."""
 
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -55,6 +55,7 @@ def iresnet(
         - Value: ``(batch, features)``
 
     Raises:
+        TypeError: if a number is none, or none of its kind.
         ValueError: if a number is below 1, or :class:`~invertible.Residual` refuses an option.
 
     Example:
@@ -67,6 +68,8 @@ def iresnet(
     numbers = {"features": features, "blocks": blocks, "width": width, "depth": depth}
     for option, number in numbers.items():
         check_number("iresnet", option, number, least=1)
+    if cast("object", lipschitz) is None:  # a promise of the caller's, for which these functions are not made
+        raise TypeError("iresnet: lipschitz must be a number, got None.")
     layers: list[InvertibleModule[Any, Any]] = [ActNorm(features)]
     for _ in range(blocks):
         sizes = (features, *[width] * depth)

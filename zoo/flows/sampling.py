@@ -1,12 +1,14 @@
 """What flows are used for: samples at a temperature, and bits for each dimension."""
 
 import math
+from numbers import Real
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from invertible import Flow, Value
+from zoo._options import check_number
 
 __all__ = ["bits_per_dimension", "samples"]
 
@@ -49,7 +51,9 @@ def samples(flow: Flow, count: int, *, temperature: float = 1.0, condition: Valu
         condition: one for each sample, where the flow needs one.
 
     Raises:
-        ValueError: if the temperature is negative or not finite, or there are not as many conditions as samples.
+        TypeError: if the count is no integer, or the temperature no number.
+        ValueError: if the count is negative, the temperature negative or not finite, or there are not as many
+            conditions as samples.
 
     Example:
         >>> import zoo
@@ -57,6 +61,9 @@ def samples(flow: Flow, count: int, *, temperature: float = 1.0, condition: Valu
         >>> samples(flow, 3, temperature=0.7).shape
         torch.Size([3, 1, 8, 8])
     """
+    check_number("samples", "count", count, least=0)
+    if not isinstance(cast("object", temperature), Real):
+        raise TypeError(f"samples: temperature must be a number, got {temperature!r}.")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"samples: temperature must be 0 or a positive number, got {temperature}.")
     first = condition

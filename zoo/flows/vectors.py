@@ -23,6 +23,7 @@ from invertible import (
     Sequential,
     Split,
 )
+from zoo._options import check_number
 from zoo.registry import register
 
 __all__ = ["nice", "spline_flow"]
@@ -63,6 +64,7 @@ def nice(
         - Condition: ``(batch, condition_features)``
 
     Raises:
+        TypeError: if a number is no integer.
         ValueError: if a number is below its least, or ``base`` another word.
 
     Example:
@@ -73,7 +75,7 @@ def nice(
         torch.Size([7, 3])
     """
     _check("nice", features, condition_features, couplings=couplings, width=width, depth=depth)
-    if base not in _BASES:
+    if base not in tuple(_BASES):
         raise ValueError(f"nice: base must be one of {', '.join(map(repr, _BASES))}, got {base!r}.")
     # A coupling swaps the streams, and with them their widths.
     first, second = (features + 1) // 2, features // 2
@@ -133,6 +135,7 @@ def spline_flow(
         - Condition: ``(batch, condition_features)``
 
     Raises:
+        TypeError: if a number is no integer.
         ValueError: if a number is below its least, or ``conditioner`` or ``mixing`` another word.
 
     Example:
@@ -146,7 +149,7 @@ def spline_flow(
     who = "spline_flow"
     _check(who, features, condition_features, couplings=couplings, width=width, depth=depth)
     for option, value, known in (("conditioner", conditioner, _CONDITIONERS), ("mixing", mixing, _MIXINGS)):
-        if value not in known:
+        if value not in tuple(known):
             raise ValueError(f"{who}: {option} must be one of {', '.join(map(repr, known))}, got {value!r}.")
     first, second = (features + 1) // 2, features // 2
     layers: list[InvertibleModule[Any, Any]] = [ActNorm(features)]
@@ -227,11 +230,10 @@ _MIXINGS = ("permutation", "linear")
 
 
 def _check(who: str, features: int, condition_features: int, **others: int) -> None:
+    check_number(who, "features", features)
     if features < 2:
         fix = " One feature has no other half; Elementwise transforms it, by a condition or not."
         raise ValueError(f"{who}: features must be at least 2, got {features}.{fix}")
-    if condition_features < 0:
-        raise ValueError(f"{who}: condition_features must be at least 0, got {condition_features}.")
+    check_number(who, "condition_features", condition_features, least=0)
     for option, value in others.items():
-        if value < 1:
-            raise ValueError(f"{who}: {option} must be at least 1, got {value}.")
+        check_number(who, option, value, least=1)
