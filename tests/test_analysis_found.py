@@ -16,8 +16,10 @@ from zoo.analysis import draw_roundoff, interpolate, open_subject, relative_inve
 from zoo.analysis.__main__ import main
 from zoo.analysis.figures import keep
 from zoo.analysis.study import Kept
+from zoo.analysis.subject import threads_for
 from zoo.errors import InputError
 from zoo.pretrained import save_pretrained
+from zoo.recipes import RECIPES
 
 
 def network(blocks=(2, 2)):
@@ -199,3 +201,8 @@ def test_what_does_not_fit_into_the_memory_is_one_line(small, capsys):
     assert code == 2
     assert "Traceback" not in said
     assert "error: roundoff: the memory does not suffice: " in said
+
+
+def test_pretrained_weights_compute_on_the_threads_of_their_recipe(small):
+    assert threads_for(Path(small)) == RECIPES["digits"].threads == 1
+    assert threads_for(Path("nowhere")) is None

@@ -272,6 +272,7 @@ def test_inference_mode_and_conditions():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 def test_each_kind_of_function_has_a_limit_of_its_own(graphs):
     """Torch compiles 8 graphs per code object and then, with a warning, no more; an i-RevNet needs more than that."""
     net = zoo.irevnet_small(num_classes=10)

@@ -64,6 +64,7 @@ def test_two_processes_train_as_one(where, name):
             assert_same(each, {k: expected[k] for k in each}, 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["root", "block"])
 def test_compiled_functions_train_as_one_too(where):
     expected = in_one("plain")[0]

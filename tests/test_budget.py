@@ -158,6 +158,7 @@ def test_no_choice_is_better(drawn, data):
     assert (work, kept) == min((work, kept) for peak, work, kept in every if peak <= budget)
 
 
+@pytest.mark.slow
 def test_eight_layers_are_compared_in_full():
     """Every choice costs another number of bytes and saves as much work: no way is worse than another."""
     stages = []
@@ -301,7 +302,8 @@ def test_what_runs_before_the_first_trained_layer_is_counted(trained):
     assert Sequential(*net, backprop=Budget(plan.least)).plan(x).peak == plan.least
 
 
-@pytest.mark.parametrize("grid", [None, pytest.param("exact", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("grid", [None, "exact"])
 def test_ten_budgets_are_kept(grid):
     net, x = dense(8, grid=grid), torch.randn(128, 512)
     net.backprop = Store()

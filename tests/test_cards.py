@@ -89,7 +89,7 @@ def test_one_card(capsys):
     ):
         assert words in out
     assert main(["irevnet_c"]) == 2
-    assert capsys.readouterr().err.startswith("error: no model 'irevnet_c'; there are glow, irevnet_a, ")
+    assert capsys.readouterr().err.startswith("error: no model 'irevnet_c'; there are glow, iresnet, irevnet_a, ")
 
 
 def test_the_card_of_a_flow(capsys):

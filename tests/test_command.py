@@ -181,7 +181,10 @@ WRONG = [
     (["--curves", "nothing", "--epochs", "1"], "error: --curves has no use for --epochs; drop it"),
     (["--device", "cuda:99"], "error: no device 'cuda:99' here: "),
     (["--size", "40"], "error: irevnet_small needs a size that 16 divides, got 40"),
-    (["--model", "irevnet_c"], "error: zoo.create: unknown model 'irevnet_c'; there are irevnet_a, irevnet_b"),
+    (
+        ["--model", "irevnet_c"],
+        "error: zoo.create: unknown model 'irevnet_c'; there are glow, iresnet, irevnet_a, irevnet_b",
+    ),
     (["--batch-size", "2000"], "error: the batch size 2000 is more than the 1442 training images"),
     (["--batch-size", "2000", "--dry-run"], "error: the batch size 2000 is more than the 1442 training images"),
     (["--resume", "nothing"], "error: no run in nothing: config.json is missing"),

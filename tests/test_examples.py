@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-W", "error", str(ROOT / "examples" / "volume_segmentation.py")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backprop", "fits"), [("store", False), ("reconstruct", True)])
 def test_a_volume_network_fits_only_without_stored_activations(backprop, fits):
     command = [*COMMAND, "--backprop", backprop, "--steps", "1"]

@@ -31,6 +31,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_demonstration_and_then_images_of_ones_own(example, folder, capsys):
     assert example.main(SHORT) == 0
     out = capsys.readouterr().out

@@ -502,7 +502,10 @@ def test_refusals(digits, tmp_path):
     for make, words in [
         (lambda: Trainer(run(size=40), tmp_path), "irevnet_small needs a size that 16 divides, got 40"),
         (lambda: Trainer(run(test_size=40), tmp_path), "irevnet_small needs a size that 16 divides, got 40"),
-        (lambda: Trainer(run(model="irevnet_c"), tmp_path), "unknown model 'irevnet_c'; there are irevnet_a"),
+        (
+            lambda: Trainer(run(model="irevnet_c"), tmp_path),
+            "unknown model 'irevnet_c'; there are glow, iresnet, irevnet_a",
+        ),
         (lambda: Trainer(run(model_options={"depth": 3}), tmp_path), "irevnet_small has no option 'depth'"),
         (
             lambda: Trainer(run(size=16, batch_size=1), tmp_path),
