@@ -352,8 +352,8 @@ REFUSALS = {
     "IRevNet: kernel_sizes must be three odd numbers, got (1, 2, 1).": lambda net: zoo.irevnet_b(
         kernel_sizes=(1, 2, 1)
     ),
-    "zoo.create: unknown model 'irevnet_c'; there are glow, iresnet, irevnet_a, irevnet_b, irevnet_cifar, irevnet": lambda net: (
-        zoo.create("irevnet_c")
+    "zoo.create: unknown model 'irevnet_c'; there are glow, iresnet, irevnet_a, irevnet_b": lambda net: zoo.create(
+        "irevnet_c"
     ),
     "zoo.create: irevnet_b has no option 'classes'; it has num_classes, in_channels, kernel_sizes, dim": lambda net: (
         zoo.create("irevnet_b", classes=3)
