@@ -29,7 +29,7 @@ def about(device: torch.device) -> dict[str, Any]:
 
 
 def seconds(function: Callable[[], object], device: torch.device) -> float:
-    """How long a function takes, by the events of a GPU, or by the clock. It begins when the device has nothing to do."""
+    """How long a function takes, by a GPU's events or by the clock. It begins when the device has nothing to do."""
     if device.type != "cuda":
         start = time.perf_counter()
         function()

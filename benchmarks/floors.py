@@ -77,7 +77,9 @@ def floor(operations: Sequence[Operation], machine: Machine) -> float:
 
     What fuses them moves fewer bytes, and may take less.
     """
-    return sum(max(op.flops / machine.rate_of(op.dtype), op.bytes / machine.bandwidth_of(op.bytes)) for op in operations)
+    return sum(
+        max(op.flops / machine.rate_of(op.dtype), op.bytes / machine.bandwidth_of(op.bytes)) for op in operations
+    )
 
 
 def flops_floor(operations: Iterable[Operation], machine: Machine) -> float:

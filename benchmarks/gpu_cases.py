@@ -2,8 +2,8 @@
 
 A case is a name made of parts: what is kept, or who trains, and then any of ``compiled``, a grid, ``last`` (the memory
 format ``channels_last``), ``record`` (nothing is read, so that the device is never waited for), ``benchmark`` and
-``deterministic`` (flags of cuDNN), ``graph`` (the step is a CUDA graph), ``after`` and ``inside`` (an optimiser steps after the
-backward pass, or in it). So ``reconstruct+compiled+exact``.
+``deterministic`` (flags of cuDNN), ``graph`` (the step is a CUDA graph), ``after`` and ``inside`` (an optimiser steps
+after the backward pass, or in it). So ``reconstruct+compiled+exact``.
 """
 
 from contextlib import AbstractContextManager, ExitStack
@@ -122,13 +122,21 @@ def _waysback() -> tuple[str, ...]:
     return tuple(f"{way}{option}" for option in options for way in WAYS)
 
 
+FLAGS = ("reconstruct", "reconstruct+record", "reconstruct+benchmark", "reconstruct+deterministic")
 _STACK = ("floor", "hand", *PEERS)
 GROUPS = (
     Group("irevnet_b", 64, 224, "bf16"),
     Group("irevnet_b", 64, 224, "tf32", _waysback(), "inverse"),
     Group("stack100", 64, 28, "tf32", (*CORE, *_STACK)),
     Group("irevnet_b", 64, 224, "tf32"),
-    Group("irevnet_b", 64, 224, "bf16", ("reconstruct", *(f"reconstruct+{o}" for o in ("record", "benchmark", "deterministic"))), "flags"),
+    Group(
+        "irevnet_b",
+        64,
+        224,
+        "bf16",
+        ("reconstruct", *(f"reconstruct+{o}" for o in ("record", "benchmark", "deterministic"))),
+        "flags",
+    ),
     Group("irevnet_a", 64, 224, "bf16", ("reconstruct+after", "reconstruct+inside", "store+after"), "optimizer"),
     Group("irevnet_b", 256, 224, "bf16"),
     Group("resnet50", 64, 224, "bf16", ("store", "store+compiled", "store+last", "store+compiled+last")),

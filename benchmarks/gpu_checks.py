@@ -18,7 +18,7 @@ from invertible.backprop import Strategy
 __all__ = ["check_all", "check_table"]
 
 LIMITS = {"fp32": 1e-3, "tf32": 5e-2, "bf16": 5e-2}
-"""Relative errors of all gradients that are let pass without a grid, where the way back rounds. On one there are none."""
+"""Relative errors of all gradients that are let pass without a grid, where the way back rounds."""
 STRATEGIES: tuple[Strategy, ...] = (Store(), Recompute(), Reconstruct())
 """``Store`` once more says whether the kernels repeat their own gradients: where not, nobody's can be the same bits."""
 

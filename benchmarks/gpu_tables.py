@@ -105,7 +105,7 @@ def _met(aim: Aim, groups: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def aims_table(groups: dict[str, Any]) -> str:
-    """The aims, and what was measured of each in every group that has it: nothing else is said of an aim than "open"."""
+    """The aims, and what was measured of each in every group that has it; else "open"."""
     lines: list[tuple[str, str, str, str]] = []
     for aim in AIMS:
         found = list(_met(aim, groups)) or [("", OPEN)]

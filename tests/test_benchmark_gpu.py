@@ -1,6 +1,7 @@
 """The benchmark of GPUs, on next to nothing and on the CPU: that it runs, and goes on after whatever may stop it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,7 +76,9 @@ def test_all_that_was_asked_for_is_in_a_group():
         _ = Case("store+quickly").parts
 
 
-@pytest.mark.parametrize("name", ["store", "recompute", "reconstruct+exact", "reconstruct+exact32+record", "hand", "ckpt"])
+@pytest.mark.parametrize(
+    "name", ["store", "recompute", "reconstruct+exact", "reconstruct+exact32+record", "hand", "ckpt"]
+)
 def test_cases_train_the_same_network(name):
     gradients = []
     for each in ("store", name):
@@ -140,7 +143,7 @@ def test_a_run_goes_on_where_it_ended(tmp_path):
     assert again.once("machine", lambda: pytest.fail("it is there")) == {"rates": 1}
     assert again.group("one")["cases"]["store"]["times"] == [1.0]
     assert again.group("two")["cases"] == {"reconstruct": {"status": DIED, "times": []}}
-    with pytest.raises(ValueError, match="is of {'device': 'this'}, and this is {'device': 'other'}"):
+    with pytest.raises(ValueError, match=r"is of .*this.*, and this is .*other"):
         Ledger(tmp_path / "gpu-1.json", {"device": "other"}, resume=True)
 
 
@@ -210,7 +213,9 @@ def test_the_checks_see_a_wrong_gradient(monkeypatch):
             type(self).calls += 1
             return x * (1 + type(self).calls)
 
-    monkeypatch.setattr("benchmarks.gpu_checks.stack", lambda *_: Sequential(Split(), Coupling(Wrong()), Coupling(Wrong()), Merge()))
+    monkeypatch.setattr(
+        "benchmarks.gpu_checks.stack", lambda *_: Sequential(Split(), Coupling(Wrong()), Coupling(Wrong()), Merge())
+    )
     bad = list(check_all(CPU, compiled=False, tiny=True))
     assert not any(row["right"] for row in bad)
     assert "WRONG" in check_table(bad)
@@ -221,6 +226,8 @@ def test_the_checks_see_a_wrong_gradient(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_whole_command_on_next_to_nothing(tmp_path, monkeypatch, capsys):
+    few = [replace(group, cases=tuple(c for c in group.cases if "exact32" not in c)) for group in GROUPS]
+    monkeypatch.setattr(gpu, "GROUPS", few)
     only = ["stack100-64-28-tf32", "irevnet_b*tf32-inverse", "irevnet_b*graphs", "irevnet_a*optimizer", "*peers"]
     found = run(monkeypatch, tmp_path, "--only", "checks", "determinism", *only)
     groups = found["groups"]
@@ -232,7 +239,7 @@ def test_the_whole_command_on_next_to_nothing(tmp_path, monkeypatch, capsys):
             assert row["status"] == "timed" or known, (name, case, row["status"])
     rows = groups["stack4-2-8-tf32"]["cases"]
     assert rows["reconstruct"]["slope"] < rows["store"]["slope"] / 10
-    assert all(0 < row["floor"] and 0 < row["peak"] for row in rows.values() if row["status"] == "timed")
+    assert all(row["floor"] > 0 and row["peak"] > 0 for row in rows.values() if row["status"] == "timed")
     optimizer = groups["irevnet_small-2-32-bf16-optimizer"]["cases"]
     assert optimizer["reconstruct+inside"]["peak"] < optimizer["reconstruct+after"]["peak"]
     assert "CUDA graphs need a GPU" in capsys.readouterr().out

@@ -113,7 +113,7 @@ def test_gradients_of_one_layer_at_a_time_are_held():
 
 def test_what_it_refuses():
     net = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"StepInBackward: the optimizer must update each parameter alone, got LBFGS\."):
+    with pytest.raises(TypeError, match=r"StepInBackward: the optimizer must update each parameter alone, got LBFGS"):
         StepInBackward(torch.optim.LBFGS(net.parameters()))
     net(torch.ones(1, 2)).sum().backward()
     with pytest.raises(ValueError, match=r"StepInBackward: no parameter may have a gradient yet\. Call optimizer"):

@@ -35,7 +35,8 @@ class StepInBackward:
             ``LBFGS`` do.
 
     Raises:
-        ValueError: for ``LBFGS``, or if a parameter has a gradient already.
+        TypeError: for ``LBFGS``.
+        ValueError: if a parameter has a gradient already.
 
     Example:
         >>> net = Sequential(Split(), *(Coupling(nn.Linear(2, 2)) for _ in range(9)), Merge(), backprop=Reconstruct())
@@ -49,7 +50,7 @@ class StepInBackward:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         if isinstance(optimizer, torch.optim.LBFGS):
-            raise ValueError("StepInBackward: the optimizer must update each parameter alone, got LBFGS.")
+            raise TypeError("StepInBackward: the optimizer must update each parameter alone, got LBFGS.")
         groups = [(i, p) for i, group in enumerate(optimizer.param_groups) for p in group["params"]]
         if any(p.grad is not None for _, p in groups):
             raise ValueError("StepInBackward: no parameter may have a gradient yet. Call optimizer.zero_grad() first.")
