@@ -63,17 +63,18 @@ def switched(**flags: Any) -> Generator[None]:
 
 @contextmanager
 def precision(name: str) -> Generator[None]:
-    """Lets float32 products compute in TF32, or in float32 alone; autocast is the caller's."""
-    backends: Any = torch.backends
-    parts = [backends.cuda.matmul, backends.cudnn.conv]
-    before = [part.fp32_precision for part in parts]
+    """Lets float32 products compute in TF32, or in float32 alone; autocast is the caller's.
+
+    By torch's older flags: after ``fp32_precision`` was set, the compiler of torch 2.9 and later raises on a GPU
+    (pytorch#166387).
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
     try:
-        for part in parts:
-            part.fp32_precision = "ieee" if name == "fp32" else "tf32"
+        matmul.allow_tf32 = cudnn.allow_tf32 = name != "fp32"
         yield
     finally:
-        for part, value in zip(parts, before, strict=True):
-            part.fp32_precision = value
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def machine_of(device: torch.device, name: str, *, tiny: bool = False) -> Machine:
