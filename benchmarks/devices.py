@@ -68,7 +68,8 @@ def precision(name: str) -> Generator[None]:
     By torch's older flags: after ``fp32_precision`` was set, the compiler of torch 2.9 and later raises on a GPU
     (pytorch#166387).
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    backends: Any = torch.backends
+    matmul, cudnn = backends.cuda.matmul, backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     try:
         matmul.allow_tf32 = cudnn.allow_tf32 = name != "fp32"

@@ -159,19 +159,20 @@ def run_all(ledger: Ledger, device: torch.device, options: argparse.Namespace) -
         rows = ledger.once("determinism", lambda: determinism_matrix(device, **small))
         print(f"\n{matrix_table(rows)}" if rows else "", flush=True)
     rounds = options.rounds or (QUICK if options.quick else ROUNDS)
-    for group in GROUPS:
-        small_group = group.tiny() if options.tiny else group
-        done = ledger.found["groups"].get(small_group.name, {}).get("done")
-        if ledger.over or limits is None or done or not wanted(group.name, options.only):
+    for each in GROUPS:
+        group = each.tiny() if options.tiny else each
+        if limits is None or not wanted(each.name, options.only):
             continue
-        if options.quick and group.note == "all" and options.only is None:
+        if options.quick and each.note == "all" and options.only is None:
             continue
-        with precision(group.precision):
-            run_group(ledger, small_group, device, _machine(limits[group.precision]), rounds)
-        clear(device)
-        ledger.found["groups"][small_group.name]["done"] = not ledger.over
-        ledger.save()
-        print(f"\n{group_table(small_group.name, ledger.found['groups'][small_group.name])}", flush=True)
+        if not ledger.found["groups"].get(group.name, {}).get("done") and not ledger.over:
+            with precision(group.precision):
+                run_group(ledger, group, device, _machine(limits[group.precision]), rounds)
+            clear(device)
+            ledger.found["groups"][group.name]["done"] = not ledger.over
+            ledger.save()
+        if group.name in ledger.found["groups"]:
+            print(f"\n{group_table(group.name, ledger.found['groups'][group.name])}", flush=True)
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
@@ -197,12 +198,17 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or deterministic algorithms refuse to run
     device = torch.device(options.device)
     path = folder() / f"gpu-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    old = None
     if options.resume is not None:
         old = Path(options.resume) if options.resume else newest(folder())
         if old is None or not old.exists():
             raise SystemExit(f"nothing to go on with: no {options.resume or folder() / 'gpu-*.json'}")
-        path = old
-    ledger = Ledger(path, about(device), resume=options.resume is not None, minutes=options.minutes)
+        path = folder() / old.name
+    of = {**about(device), "tiny": options.tiny}
+    try:
+        ledger = Ledger(path, of, resume=old, minutes=options.minutes)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     try:
         run_all(ledger, device, options)
     finally:

@@ -100,8 +100,8 @@ def _met(aim: Aim, groups: dict[str, Any]) -> Iterator[tuple[str, str]]:
             if found is not None:
                 yield name, f"{_told(found)}{'' if found[0] <= aim.most else ', MISSED'}"
         elif rows.get(aim.case, {}).get("slope") is not None:
-            slope = rows[aim.case]["slope"]
-            yield name, f"{slope / 2**10:.1f}{'' if slope <= aim.most else ', MISSED'}"
+            slope = round(rows[aim.case]["slope"] / 2**10, 1)
+            yield name, f"{slope:.1f}{'' if slope <= aim.most else ', MISSED'}"
 
 
 def aims_table(groups: dict[str, Any]) -> str:

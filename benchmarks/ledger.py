@@ -27,8 +27,8 @@ class Ledger:
 
     Args:
         path: the file.
-        about: the device and versions; what is in the file must be of the same.
-        resume: whether to go on with what is in the file.
+        about: the device and versions; what is in an earlier file must be of the same.
+        resume: a file of an earlier run, to go on with what is in it; it may be this one, else it is left alone.
         minutes: after so many no more is begun; ``None``: there is no end.
         clock: what tells the seconds.
 
@@ -41,17 +41,17 @@ class Ledger:
         path: Path,
         about: dict[str, Any],
         *,
-        resume: bool = False,
+        resume: Path | None = None,
         minutes: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path, self._clock = path, clock
         self._end = None if minutes is None else clock() + 60 * minutes
         self.found: dict[str, Any] = {"about": about, "groups": {}}
-        if resume:
-            self.found = json.loads(path.read_text())
+        if resume is not None:
+            self.found = json.loads(resume.read_text())
             if self.found["about"] != about:
-                raise ValueError(f"{path} is of {self.found['about']}, and this is {about}")
+                raise ValueError(f"{resume} is of {self.found['about']}, and this is {about}")
             for group in self.found["groups"].values():
                 for case in group["cases"].values():
                     if case["status"] == RUNNING:

@@ -139,12 +139,14 @@ def test_a_run_goes_on_where_it_ended(tmp_path):
     ledger.found["groups"]["one"] = one
     two["cases"] = {"store": {"status": "timed", "times": [1.0]}, "reconstruct": {"status": "running", "times": []}}
     ledger.save()
-    again = ledger_at(tmp_path, resume=True)
+    again = ledger_at(tmp_path, resume=tmp_path / "gpu-1.json")
     assert again.once("machine", lambda: pytest.fail("it is there")) == {"rates": 1}
     assert again.group("one")["cases"]["store"]["times"] == [1.0]
     assert again.group("two")["cases"] == {"reconstruct": {"status": DIED, "times": []}}
     with pytest.raises(ValueError, match=r"is of .*this.*, and this is .*other"):
-        Ledger(tmp_path / "gpu-1.json", {"device": "other"}, resume=True)
+        Ledger(tmp_path / "gpu-2.json", {"device": "other"}, resume=tmp_path / "gpu-1.json")
+    elsewhere = Ledger(tmp_path / "new" / "gpu-1.json", ABOUT, resume=tmp_path / "gpu-1.json")
+    assert json.loads(elsewhere.path.read_text())["groups"]["one"] == one
 
 
 def test_what_ended_the_process_is_not_tried_again(tmp_path):
@@ -173,6 +175,10 @@ def test_a_command_without_time_ends_and_says_so(tmp_path, monkeypatch, capsys):
     assert out.count("open") == len(AIMS)
     with pytest.raises(SystemExit, match="nothing to go on with: no elsewhere"):
         run(monkeypatch, tmp_path, "--resume", "elsewhere")
+    (file,) = tmp_path.glob("gpu-*.json")
+    file.write_text(json.dumps(found | {"about": {"tiny": False}}))
+    with pytest.raises(SystemExit, match=r"is of .*False.*, and this is "):
+        run(monkeypatch, tmp_path, "--resume", str(file))
 
 
 def test_tables_say_what_was_measured_and_nothing_else():
