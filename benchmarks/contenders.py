@@ -154,16 +154,16 @@ def stack(name: str, functions: Sequence[nn.Module], *, clone: bool = True) -> n
         return Checkpointed(functions, 1 if name == "ckpt" else round(math.sqrt(len(functions))))
     with warnings.catch_warnings():  # the peers import what is deprecated
         warnings.simplefilter("ignore")
-        memcnn, revlib, revtorch = (cast("Any", import_module(peer)) for peer in ("memcnn", "revlib", "revtorch"))
+        peer = cast("Any", import_module(name))
     if name == "memcnn":
         blocks = [
-            memcnn.InvertibleModuleWrapper(memcnn.AdditiveCoupling(f, g), keep_input=False, keep_input_inverse=False)
+            peer.InvertibleModuleWrapper(peer.AdditiveCoupling(f, g), keep_input=False, keep_input_inverse=False)
             for f, g in pairs
         ]
         return nn.Sequential(*([Cloned()] if clone else []), *blocks)
     if name == "revtorch":
-        return revtorch.ReversibleSequence(nn.ModuleList(revtorch.ReversibleBlock(f, g) for f, g in pairs))
-    return revlib.ReversibleSequential(*functions, split_dim=1)
+        return peer.ReversibleSequence(nn.ModuleList(peer.ReversibleBlock(f, g) for f, g in pairs))
+    return peer.ReversibleSequential(*functions, split_dim=1)
 
 
 class Lifted(nn.Module):

@@ -22,11 +22,10 @@ from typing import Any, cast
 import torch
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from benchmarks.contenders import STACKS, workload
+from benchmarks.floors import Machine, Operation, counted, floor
 from benchmarks.interleaved import Contender, interval, rounds, serve
 from benchmarks.report import console_of, keep
 from invertible import Coupling, InvertibleModule, Sequential
@@ -39,36 +38,6 @@ DEPTH = 16
 WORKLOADS = (*STACKS, "irevnet_b")
 TINY = 2
 """Images, and pixels per side, that are next to nothing for a stack; in i-RevNet (b) the weights alone are work."""
-
-
-class Count(TorchDispatchMode):
-    """Takes down the floating-point operations and the bytes of every operation."""
-
-    def __init__(self) -> None:
-        super().__init__()  # pyright: ignore[reportUnknownMemberType]
-        self.found: list[tuple[int, int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view and not func._schema.name.startswith("aten::empty"):
-            read = {id(t): t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-            written = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-            flops = flop_registry.get(func._overloadpacket, lambda *_, **__: 0)
-            size = sum(map(occupied, (*read.values(), *written)))
-            self.found.append((flops(*args, **(kwargs or {}), out_val=result), size))
-        return result
-
-
-def occupied(t: Tensor) -> int:
-    """Bytes in memory: of an expanded tensor, those that are there."""
-    return min(t.numel() * t.element_size(), t.untyped_storage().nbytes())
-
-
-def counted(function: Callable[[], object]) -> list[tuple[int, int]]:
-    """Operations and bytes of all that a function runs."""
-    with Count() as count:
-        function()
-    return count.found
 
 
 def trained(layer: Callable[[Any], Any], value: Any) -> None:
@@ -179,13 +148,14 @@ def measure(which: str, count: int) -> dict[str, Any]:
     machine = times.pop("machine")
     rate = max(t["rate"] for t in machine)
     bandwidth = [max(t["bandwidth"][i] for t in machine) for i in range(len(VECTORS))]
+    limits = Machine({"float32": rate}, [(12 * n, each) for n, each in zip(VECTORS, bandwidth, strict=True)])
     layers = times.pop("layers")
     found: dict[str, Any] = {"rate": rate, "bandwidth": bandwidth, "layers": [], "strategies": {}}
     for i, (name, number, operations) in enumerate(about.pop("layers")):
-        row = roofline(operations, rate, bandwidth, [t[i] for t in layers])
+        row = roofline(operations, limits, [t[i] for t in layers])
         found["layers"].append({"name": name, "number": number, **row})
     for name, operations in about.items():
-        row = roofline(operations, rate, bandwidth, [t["step"] for t in times[name]])
+        row = roofline(operations, limits, [t["step"] for t in times[name]])
         tiny = [t["tiny"] for t in times[name] if "tiny" in t]
         others = times["floor" if "floor" in times else "store"]
         versus = interval([t["step"] / other["step"] for t, other in zip(times[name], others, strict=True)])
@@ -193,22 +163,17 @@ def measure(which: str, count: int) -> dict[str, Any]:
     return found
 
 
-def roofline(
-    operations: list[tuple[int, int]], rate: float, bandwidth: list[float], times: list[float]
-) -> dict[str, Any]:
+def roofline(found: list[list[Any]], machine: Machine, times: list[float]) -> dict[str, Any]:
     """What a row of a table says."""
-
-    def best(size: int) -> float:
-        return max(b for count, b in zip(VECTORS, bandwidth, strict=True) if 12 * count >= min(size, 12 * VECTORS[-1]))
-
-    floor = sum(max(flops / rate, size / best(size)) for flops, size in operations)
+    operations = [Operation(*each) for each in found]
+    least = floor(operations, machine)
     middle, low, high = interval(times)
     return {
-        "flops": sum(flops for flops, _ in operations),
-        "bytes": sum(size for _, size in operations),
-        "floor": floor,
+        "flops": sum(op.flops for op in operations),
+        "bytes": sum(op.bytes for op in operations),
+        "floor": least,
         "time": middle,
-        "share": (floor / middle, floor / high, floor / low),
+        "share": (least / middle, least / high, least / low),
         "times": times,
     }
 

@@ -1,0 +1,120 @@
+"""The optimiser inside the backward pass: the same training, without room for all gradients."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import invertible as inv
+from invertible import Coupling, Recompute, Reconstruct, Sequential, Store
+from invertible.backprop import StepInBackward
+from invertible.testing import measure_memory
+from tests.networks import deep, function, with_strategy
+
+STRATEGIES = pytest.mark.parametrize("strategy", [Store(), Recompute(), Reconstruct()])
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=1e-3),
+    "adamw": lambda p: torch.optim.AdamW(p, 1e-3),
+}
+
+
+def state(net):
+    return {key: t.detach().clone() for key, t in net.state_dict().items()}
+
+
+def groups(net):
+    """Weights and the rest, with options of their own."""
+    parameters = list(net.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1]},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def train(net, make, *, inside, steps=4):
+    """The same loop either way, with a schedule of learning rates."""
+    optimizer = make(groups(net))
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.1)
+    held = StepInBackward(optimizer) if inside else None
+    for i in range(steps):
+        net(torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(i)).double()).square().mean().backward()
+        if held is not None:
+            assert all(p.grad is None for p in net.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    return state(net), optimizer
+
+
+@STRATEGIES
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weights_moments_and_schedule_are_those_of_the_ordinary_loop(strategy, name):
+    torch.manual_seed(0)
+    net = with_strategy(deep(3), strategy)
+    (found, inside), (expected, after) = (
+        train(with_strategy(net, strategy), OPTIMIZERS[name], inside=inside) for inside in (True, False)
+    )
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    one, other = inside.state_dict(), after.state_dict()
+    assert one["param_groups"] == other["param_groups"]
+    for key, moments in other["state"].items():
+        assert all(torch.equal(torch.as_tensor(one["state"][key][k]), torch.as_tensor(t)) for k, t in moments.items())
+
+
+def test_a_state_that_is_loaded_is_the_one_that_is_used():
+    torch.manual_seed(0)
+    net = deep(2)
+    start, saved = train(with_strategy(net, Store()), OPTIMIZERS["adamw"], inside=False)
+    found = []
+    for inside in (True, False):
+        fresh = deep(2)
+        fresh.load_state_dict(start)
+        optimizer = OPTIMIZERS["adamw"](groups(fresh))
+        if inside:
+            StepInBackward(optimizer)
+        optimizer.load_state_dict(copy.deepcopy(saved.state_dict()))
+        fresh(torch.ones(2, 8, 6, 6).double()).square().mean().backward()
+        optimizer.step()
+        found.append(state(fresh))
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[1])
+
+
+def test_gradients_of_one_layer_at_a_time_are_held():
+    """Ten layers, whose weights are large beside their values: the peak falls by the gradients of nine of them."""
+    torch.manual_seed(0)
+    layers = [inv.Split(), *(Coupling(function(48)) for _ in range(10)), inv.Merge()]
+    net = Sequential(*layers, backprop=Reconstruct())
+    x = torch.randn(1, 96, 4, 4)
+    optimizer = torch.optim.SGD(net.parameters(), 1e-4, momentum=0.9)
+    gradients = sum(p.numel() * p.element_size() for p in net.parameters())
+
+    def step():
+        net(x).square().mean().backward()
+        optimizer.step()
+
+    def counted():
+        optimizer.zero_grad()
+        step()
+        optimizer.zero_grad()  # the momentum is there, and no gradient
+        return measure_memory(step)[1]
+
+    ordinary = counted()
+    optimizer.zero_grad()
+    held = StepInBackward(optimizer)
+    inside = counted()
+    assert ordinary.kept >= gradients > 0.95 * ordinary.kept
+    assert inside.kept < 0.01 * gradients
+    assert inside.peak < ordinary.peak - 0.8 * gradients
+    held.remove()
+    step()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_what_it_refuses():
+    net = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"StepInBackward: the optimizer must update each parameter alone, got LBFGS"):
+        StepInBackward(torch.optim.LBFGS(net.parameters()))
+    net(torch.ones(1, 2)).sum().backward()
+    with pytest.raises(ValueError, match=r"StepInBackward: no parameter may have a gradient yet\. Call optimizer"):
+        StepInBackward(torch.optim.SGD(net.parameters(), 0.1))
