@@ -76,6 +76,7 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_custom_sections = ["Shape"]
 
+doctest_global_setup = "__import__('torch').manual_seed(0)"  # a page's networks are the same in each build
 doctest_test_doctest_blocks = ""  # pytest runs the examples of the docstrings; here those of the pages
 
 INVENTORIES = {

@@ -37,7 +37,8 @@ class Flow(nn.Module):
 
     The last two return tensors from ``forward``, so they are the calls to train by under ``DistributedDataParallel``
     and FSDP, which synchronise nothing else. Both serve every strategy of backpropagation: set
-    ``flow.transform.backprop``. In training mode each moves the buffers of the map as the trained direction does; the
+    ``flow.transform.backprop``. (Under :class:`Reconstruct` a loss on log-densities of samples must use the samples,
+    too, as a divergence does.) In training mode each moves the buffers of the map as the trained direction does; the
     methods of the distribution move none.
 
     Where ``transform`` is stochastic (:class:`Augment`, :class:`Dequantize`), ``value=`` gives, on the average over the
