@@ -11,7 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Generator
 
-from invertible import Budget, InvertibleLinear, Permute, Recompute, Reconstruct, Store
+from invertible import ActNorm, Budget, InvertibleLinear, Permute, Recompute, Reconstruct, Store
 from zoo.errors import DivergedError
 from zoo.flows import iresnet, nice, spline_flow
 from zoo.flows.densities import DENSITIES
@@ -278,3 +278,12 @@ def test_wrong_input_and_ctrl_c_are_one_line(name, tmp_path, capsys, monkeypatch
         assert capsys.readouterr().err == words
     assert module.main(["--output", str(tmp_path / "file")]) == 2
     assert "file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flow", [nice, spline_flow])
+def test_values_of_another_width_are_refused_and_start_nothing(flow):
+    made = flow(3)
+    for wrong in (torch.zeros(2, 4), torch.zeros(2, 3, 5)):
+        with pytest.raises(ValueError, match=r"expected samples of shape \(3,\), got a tensor of shape \(2, "):
+            made(value=wrong)
+    assert not any(part.initialized for part in made.modules() if isinstance(part, ActNorm))

@@ -20,6 +20,7 @@ from invertible import (
     Merge,
     Permute,
     RationalQuadraticSpline,
+    Reshape,
     Sequential,
     Split,
 )
@@ -84,7 +85,7 @@ def nice(
         own, other = (first, second) if i % 2 == 0 else (second, first)
         layers.append(_coupling(own, other, condition_features, Additive(), _mlp, width, depth))
     end = first if couplings % 2 == 0 else second
-    body = Sequential(Split(channels=first), *layers, Merge(channels=end), ActNorm(features))
+    body = Sequential(_only(features), Split(channels=first), *layers, Merge(channels=end), ActNorm(features))
     return Flow(body, _BASES[base](features))
 
 
@@ -152,7 +153,7 @@ def spline_flow(
         if value not in tuple(known):
             raise ValueError(f"{who}: {option} must be one of {', '.join(map(repr, known))}, got {value!r}.")
     first, second = (features + 1) // 2, features // 2
-    layers: list[InvertibleModule[Any, Any]] = [ActNorm(features)]
+    layers: list[InvertibleModule[Any, Any]] = [_only(features), ActNorm(features)]
     for i in range(couplings):
         if mixing == "linear":
             layers.append(InvertibleLinear(features))
@@ -163,6 +164,11 @@ def spline_flow(
         coupling = _coupling(own, other, condition_features, spline, _CONDITIONERS[conditioner], width, depth)
         layers.extend((Split(channels=own), coupling, Merge(channels=other)))
     return Flow(Sequential(*layers), _normal(features))
+
+
+def _only(features: int) -> InvertibleModule[Any, Any]:
+    """Refuses what are no vectors of so many features, before a layer has changed its state."""
+    return Reshape((features,), (features,))
 
 
 def _coupling(
