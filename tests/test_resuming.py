@@ -220,7 +220,10 @@ def test_nothing_is_said_to_be_kept_where_nothing_is(tmp_path, capsys, monkeypat
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_keeps_what_is_done(tmp_path, kind, code):
     save_pretrained(zoo.create("irevnet_small", num_classes=2), tmp_path / "net")
-    command = [sys.executable, "-m", "zoo.analysis", "spectrum", "--checkpoint", "net", "--output", "out", "--k", "400"]
+    # A shell's background jobs, such as a whole test run, ignore SIGINT, and what they start does, too.
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "from zoo.analysis.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "spectrum", "--checkpoint", "net", "--output", "out", "--k", "400"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command += ["--images", "1", "--size", "32"]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True) as process:
