@@ -254,6 +254,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 2 for wrong input, or 130 if it was interrupted."""
     options = parser().parse_args(arguments)
+    torch.set_num_threads(1)  # faster for networks this small
     try:
         run(options, Console(highlight=False))
     except (ValueError, OSError) as error:  # an InputError is one
