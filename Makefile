@@ -57,8 +57,8 @@ lint: .venv/.ready ## format, lint, types, spelling
 	@$(BIN)/codespell
 
 docs: .venv/.ready ## the site, into docs/_build/html
-	@$(BIN)/python -m sphinx -W -n --keep-going -q -b doctest docs docs/_build/doctest
 	@$(BIN)/python -m sphinx -W -n --keep-going -q -b html docs docs/_build/html
+	@$(BIN)/python -m sphinx -W -n --keep-going -q -b doctest docs docs/_build/doctest
 	@echo "docs/_build/html/index.html"
 
 bench: .venv/.ready-bench ## the measurements of the docs, written to runs/benchmarks
@@ -79,4 +79,4 @@ bench: .venv/.ready-bench ## the measurements of the docs, written to runs/bench
 	@$(BIN)/python -m benchmarks.flows
 
 clean: ## remove what the targets made, except the environments
-	@rm -rf build dist docs/_build docs/generated runs .hypothesis .pytest_cache .ruff_cache
+	@rm -rf build dist docs/_build docs/generated docs/tutorials runs .hypothesis .pytest_cache .ruff_cache

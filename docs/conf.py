@@ -49,6 +49,9 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx-mathjax-offline",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+    "sphinxcontrib.bibtex",
 ]
 exclude_patterns = ["_build"]
 templates_path = ["_templates"]
@@ -75,6 +78,30 @@ python_maximum_signature_line_length = 100
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_custom_sections = ["Shape"]
+
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# The tutorials are programs of their own; a build runs those that it has not run before, and shows what they drew.
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples/tutorials",
+    "gallery_dirs": "tutorials",
+    "filename_pattern": r"\.py$",
+    "within_subsection_order": "docs_order.TutorialOrder",
+    "abort_on_example_error": True,
+    "reset_modules": ("matplotlib", "docs_order.seed"),
+    "image_scrapers": ("matplotlib",),
+    "image_srcset": ["2x"],
+    "doc_module": ("invertible", "zoo"),
+    "backreferences_dir": "generated/backreferences",
+    "download_all_examples": False,
+    "write_computation_times": False,
+    "min_reported_time": 1000,
+    "remove_config_comments": True,
+    "show_signature": False,
+}
 
 doctest_global_setup = "__import__('torch').manual_seed(0)"  # a page's networks are the same in each build
 doctest_test_doctest_blocks = ""  # pytest runs the examples of the docstrings; here those of the pages
