@@ -14,7 +14,8 @@ over the seeds:
 * ``bound``, for float32: half of its epsilon times the product of the inverse couplings' Lipschitz constants at the
   input, each from the largest singular value of its function's derivative by power iteration.
 
-Prints a table and writes every number to runs/benchmarks/growth-TIME.json.
+Prints a table, draws medians and ranges to runs/benchmarks/growth.svg and writes every number to
+runs/benchmarks/growth-TIME.json.
 """
 
 import argparse
@@ -23,16 +24,18 @@ import math
 import statistics
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from benchmarks.report import console_of, keep, markdown
 from invertible import Coupling, DriftWarning, Merge, Reconstruct, Sequential, Split, Store
 from invertible.backprop import Strategy
 
-__all__ = ["ARITHMETIC", "bound", "errors"]
+__all__ = ["ARITHMETIC", "bound", "draw", "errors"]
 
 BATCH, POWER_STEPS = 8, 20
 
@@ -129,8 +132,36 @@ def _autocast(on: bool) -> AbstractContextManager[Any]:
     return torch.autocast("cpu", torch.bfloat16) if on else nullcontext()
 
 
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """The inverse's and the gradients' errors against depth; what is zero at every depth is in the legend alone."""
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    titles = {"inverse": "the inverse", "gradients": "gradients, reconstructed against stored"}
+    panels = figure.subplots(1, 2, sharey=True)
+    depths = sorted({row["depth"] for row in rows})
+    for axes, (column, title) in zip(panels, titles.items(), strict=True):
+        for i, values in enumerate(dict.fromkeys(row["values"] for row in rows)):
+            at = [[row for row in rows if row["values"] == values and row["depth"] == depth] for depth in depths]
+            found = [[each[column] for each in some] for some in at]
+            if max(map(max, found)) == 0:
+                axes.plot([], [], color=f"C{i}", label=f"{values}: 0")
+                continue
+            axes.plot(depths, list(map(statistics.median, found)), "o-", color=f"C{i}", ms=4, label=values)
+            axes.fill_between(depths, list(map(min, found)), list(map(max, found)), color=f"C{i}", alpha=0.2, lw=0)
+            if column == "gradients" and values != "float64":
+                rounding = [statistics.median(each["arithmetic"] for each in some) for some in at]
+                label = "the same colours: stored, against float64" if i == 0 else None
+                axes.plot(depths, rounding, ":", color=f"C{i}", label=label)
+        axes.set(title=title, xlabel="couplings", xscale="log", yscale="log")
+        axes.set_xticks(depths, list(map(str, depths)))
+        axes.set_xticks([], minor=True)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("relative error")
+    figure.legend(*panels[1].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
+    figure.savefig(path, facecolor="white")
+
+
 def main() -> None:
-    """Measures and prints."""
+    """Measures, prints and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depths", type=int, nargs="+", default=[10, 30, 100, 300])
     parser.add_argument("--seeds", type=int, default=3)
@@ -151,6 +182,9 @@ def main() -> None:
     console = console_of(140)
     console.print(markdown(["values", "depth", *columns], cells), highlight=False)
     keep(console, "growth", rows=rows)
+    path = Path("runs/benchmarks/growth.svg")
+    draw(rows, path)
+    console.print(f"the picture is {path}", highlight=False)
 
 
 def _shown(value: float) -> str:

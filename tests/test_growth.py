@@ -1,12 +1,13 @@
 """What the page on numerics says of round-off, by the benchmark whose tables it has."""
 
 import math
+import xml.etree.ElementTree as ET
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks.growth import ARITHMETIC, errors, slope
+from benchmarks.growth import ARITHMETIC, draw, errors, slope
 
 SMALL = {"channels": 8, "size": 4}
 
@@ -37,3 +38,11 @@ def test_the_slope_is_the_largest_singular_value():
     linear = nn.Linear(6, 6, dtype=torch.float64)
     found = slope(linear, torch.randn(3, 6, dtype=torch.float64))
     assert found == pytest.approx(float(torch.linalg.matrix_norm(linear.weight.detach(), 2)), rel=1e-2)
+
+
+def test_the_picture_is_written_with_and_without_errors(tmp_path):
+    columns = ("inverse", "drift", "gradients", "arithmetic", "bound")
+    rows = [{"values": "float32", "depth": depth, **dict.fromkeys(columns, 1e-7)} for depth in (4, 8)]
+    rows += [{"values": "a grid", "depth": depth, **dict.fromkeys(columns, 0.0)} for depth in (4, 8)]
+    draw(rows, tmp_path / "errors.svg")
+    assert ET.parse(tmp_path / "errors.svg").getroot().tag.endswith("svg")  # noqa: S314 (matplotlib's own)
