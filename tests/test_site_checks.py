@@ -32,6 +32,8 @@ PAGE = """<!doctype html>
     <p><a href="other.html">
     <img src="_images/plot.png" srcset="_images/plot.png 1x, _images/plot.png 2x" alt="A plot"></a>
     <button aria-label="Copy"></button><img src="_images/plot.png" alt=""></p>
+    <dl><dt id="package.First">First</dt><dd><p>The first of two.</p></dd></dl>
+    <dl><dt id="package.Second">Second</dt><dd><p>The last.</p></dd></dl>
     <table><tr><th>name</th></tr><tr><td>1</td></tr></table>
     <table class="indextable genindextable"><tr><td>A</td></tr></table>
   </section>
@@ -72,7 +74,7 @@ def site(tmp_path):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    names = "".join(f"package.{name} py:class 1 page.html -\n" for name in ("First", "Second"))
+    names = "".join(f"package.{name} py:class 1 other.html# -\n" for name in ("First", "Second"))
     (tmp_path / "objects.inv").write_bytes(b"#\n#\n#\n#\n" + zlib.compress(names.encode()))
     return tmp_path
 
@@ -199,14 +201,17 @@ def test_the_ratios_are_those_of_wcag():
     assert contrast.colour("hsla(120, 100%, 25%, .5)", {}) == pytest.approx((0, 0.5, 0, 0.5))
 
 
-def test_public_names_without_a_page_are_found(site, monkeypatch, tmp_path):
+def test_public_names_without_a_page_or_a_word_are_found(site, monkeypatch, tmp_path):
     package = type(sys)("package")
     monkeypatch.setitem(sys.modules, "package", package)
     monkeypatch.setattr(contents, "DOCS", tmp_path)
     (tmp_path / "api.md").write_text("# Reference\n\n   :toctree: generated\n\n   package\n")
     package.__all__ = ["First", "Second"]
     assert list(missing_names(Site(site))) == []
-    package.__all__ = ["First", "Second", "Third"]
+    assert list(missing_names(spoilt(site, "<p>The last.</p>", "<p></p>", "other.html"))) == [
+        "other.html: package.Second has no description"
+    ]
+    package.__all__ = ["First", "Third"]
     assert list(missing_names(Site(site))) == ["objects.inv: package.Third is public and is not there"]
 
 

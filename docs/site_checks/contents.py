@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from .page import Site
+from .page import Page, Site
 
 DOCS = Path(__file__).parents[1]
 PAGE, SHOWN, COMMITTED = 500_000, 1_000_000, 200_000  # bytes
@@ -14,12 +14,21 @@ PICTURES = {".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp"}
 
 
 def missing_names(site: Site) -> Iterator[str]:
-    """Public names of the packages in ``api.md`` that ``objects.inv`` doesn't have, and so no search finds."""
+    """Public names of the packages in ``api.md`` that no search finds, or that stand on their page without a word."""
     known = inventory((site.root / "objects.inv").read_bytes())
     for package in packages((DOCS / "api.md").read_text(encoding="utf-8")):
         for name in importlib.import_module(package).__all__:
-            if f"{package}.{name}" not in known:
+            page = known.get(f"{package}.{name}")
+            if page is None:
                 yield f"objects.inv: {package}.{name} is public and is not there"
+            elif not described(site.pages[page], f"{package}.{name}"):
+                yield f"{page}: {package}.{name} has no description"
+
+
+def described(page: Page, name: str) -> bool:
+    """Whether something follows the signature of a name."""
+    lists = [entry.parent for entry in page.all("dt") if entry["id"] == name and entry.parent is not None]
+    return any(each.tag == "dd" and each.text.strip() for entries in lists for each in entries)
 
 
 def packages(page: str) -> list[str]:
@@ -27,10 +36,10 @@ def packages(page: str) -> list[str]:
     return re.findall(r"^   ([a-z_]+(?:\.[a-z_]+)*)$", page, re.MULTILINE)
 
 
-def inventory(data: bytes) -> set[str]:
-    """The names of Python's domain in an inventory of Sphinx, version 2: four lines, then compressed ones."""
-    lines = zlib.decompress(data.split(b"\n", 4)[4]).decode().splitlines()
-    return {line.split()[0] for line in lines if line.split()[1].startswith("py:")}
+def inventory(data: bytes) -> dict[str, str]:
+    """Python's names in an inventory of Sphinx, version 2, and their pages: four lines, then compressed ones."""
+    rows = [line.split() for line in zlib.decompress(data.split(b"\n", 4)[4]).decode().splitlines()]
+    return {name: page.partition("#")[0] for name, kind, _, page, *_ in rows if kind.startswith("py:")}
 
 
 def heavy_files(site: Site) -> Iterator[str]:
