@@ -277,6 +277,12 @@ def mark_names(app: Sphinx, doctree: nodes.document) -> None:
         next(listing.findall(nodes.colspec))["stub"] = True
 
 
+def level_captions(app: Sphinx, pagename: str, template: str, context: dict, doctree: nodes.document | None) -> None:
+    """Says of which level the captions of the contents are, for Sphinx calls them headings and does not."""
+    tree = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = tree.replace('role="heading">', 'role="heading" aria-level="2">')
+
+
 def leave_type_variables(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.TextElement
 ) -> nodes.TextElement | None:
@@ -302,6 +308,7 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-bases", process_bases)
     app.connect("autodoc-process-docstring", process_docstring, priority=400)  # before napoleon
     app.connect("doctree-read", mark_names)
+    app.connect("html-page-context", level_captions, priority=900)  # after the theme has made them
     app.connect("missing-reference", resolve_inherited)
     app.connect("missing-reference", resolve_error)
     app.connect("missing-reference", leave_type_variables)

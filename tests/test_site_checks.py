@@ -151,6 +151,7 @@ def test_requests_to_other_hosts_are_found(site, name, old, new):
         ("<h2>A part</h2>", "<h1>A part</h1>", "2 headings h1"),
         ("<h2>A part</h2>", "", "<h3> 'A part of it' after a heading of level 1"),
         ("A part of it", "¶", "an empty <h3>"),
+        ("<main>", '<main><p role="heading">Start</p>', "a heading without a level: <p> 'Start'"),
         (' alt="A plot"', "", "no alt text: _images/plot.png"),
         ('alt="A plot"', 'alt="_images/plot.png"', "a file's name as alt text"),
         ('alt="A plot"', 'alt=""', "no words: <a href='other.html'"),

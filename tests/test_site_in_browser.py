@@ -165,12 +165,15 @@ def read(browser, address):
     assert faults == []
 
 
+# What a reader of a narrow window would not see: the theme hides it, and nothing that scrolls is around it.
 OVERFLOW = """() => {
     const width = document.documentElement.clientWidth;
-    if (document.documentElement.scrollWidth <= width) return [];
-    const all = [...document.querySelectorAll("body *")];
-    const wide = all.filter(each => each.getBoundingClientRect().right > width + 1);
-    return ["wider than the window", ...wide.slice(0, 5).map(each => each.outerHTML.slice(0, 200))];
+    const clips = each => getComputedStyle(each).overflowX !== "visible";
+    const held = each => each.tagName !== "ARTICLE" && (clips(each) || held(each.parentElement));
+    const wide = [...document.querySelectorAll("article *:not(mjx-assistive-mml, mjx-assistive-mml *)")].filter(each =>
+        each.getBoundingClientRect().right > width + 1 && !held(each.parentElement));
+    const out = document.documentElement.scrollWidth > width ? ["the window scrolls sideways"] : [];
+    return [...out, ...wide.slice(0, 5).map(each => each.outerHTML.slice(0, 200))];
 }"""
 
 

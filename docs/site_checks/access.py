@@ -43,6 +43,9 @@ def headings(page: Page) -> Iterator[str]:
         if int(heading.tag[1]) > level + 1:
             yield f"<{heading.tag}> {heading.text.strip()!r} after a heading of level {level}"
         level = int(heading.tag[1])
+    for element in page.elements:
+        if element["role"] == "heading" and not element["aria-level"]:
+            yield f"a heading without a level: <{element.tag}> {element.text.strip()!r}"
 
 
 def images(page: Page) -> Iterator[str]:
