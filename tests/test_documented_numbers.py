@@ -18,13 +18,19 @@ NOT_MEASURED = {  # tables of numbers that no command makes, by page and heading
 MACHINE = re.compile(r"\b(cores?|threads?|GPU|H200|EPYC)\b")
 
 
+def speaks_for_the_page(text):
+    """Whether a paragraph says of all on its page by which command it was made."""
+    paragraphs = re.split(r"\n\s*\n", text)
+    return any(re.search(r"(?s)\bAll\b.* (of|on) this page\b", each) and commands_of(each, "") for each in paragraphs)
+
+
 def unexplained(page, text):
     """A line for each table of numbers, or picture, whose section and those around it name no command."""
     for section in sections(text):
         shown = [*tables_of_numbers(section.body), *pictures(section.body)]
         if not shown or (page, section.heading) in NOT_MEASURED:
             continue
-        if not commands_of(section.context, page):
+        if not commands_of(section.context, page) and not speaks_for_the_page(text):
             yield f"{page}, {section.heading}: no command for {shown[0].strip()[:60]!r}"
         for what, pattern in (
             ("date", r"\b20\d\d-\d\d-\d\d\b"),
@@ -50,6 +56,8 @@ SAID = "On 2026-11-29, on one core, torch 2.14.1, by `python -m benchmarks.grid`
         (f"# Page\n\n{SAID}{TABLE}", []),
         (f"# Page\n\n{SAID}\n## Below\n\n{TABLE}", []),  # what is said above holds below
         (f"# Page\n\n## One\n\n{SAID}\n## Two\n\n{TABLE}", ["page.md, Two: no command"]),
+        (f"# Page\n\n## One\n\nAll tables of this page: {SAID}\n## Two\n\n{TABLE}", []),
+        (f"# Page\n\n## One\n\nAll tables of this page.\n\n{SAID}\n## Two\n\n{TABLE}", ["page.md, Two: no command"]),
         (f"# Page\n\n{SAID.replace('-11', '')}{TABLE}", ["page.md, Page: no date"]),
         (f"# Page\n\n{SAID.replace('torch', 'it')}{TABLE}", ["page.md, Page: no version of torch"]),
         (f"# Page\n\n{SAID.replace('core', 'thing')}{TABLE}", ["page.md, Page: no machine"]),
