@@ -56,9 +56,10 @@ lint: .venv/.ready ## format, lint, types, spelling
 	@$(BIN)/pyright
 	@$(BIN)/codespell
 
-docs: .venv/.ready ## the site, into docs/_build/html
+docs: .venv/.ready ## the site, into docs/_build/html, and checks of it
 	@$(BIN)/python -m sphinx -W -n --keep-going -q -b html docs docs/_build/html
 	@$(BIN)/python -m sphinx -W -n --keep-going -q -b doctest docs docs/_build/doctest
+	@$(BIN)/python docs/check_site.py docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 bench: .venv/.ready-bench ## the measurements of the docs, written to runs/benchmarks

@@ -18,6 +18,7 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.ext.autosummary import autosummary_table
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.inspect import signature as signature_of
 from sphinx.util.inspect import stringify_signature
@@ -61,8 +62,11 @@ html_theme = "furo"
 html_title = f"invertible {release}"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
+html_logo = html_favicon = "_static/logo.svg"
+html_domain_indices = False  # the page of the reference lists the packages
 html_copy_source = False
 html_show_copyright = False
+pygments_style, pygments_dark_style = "a11y-light", "a11y-dark"  # with a contrast of 4.5 or more, by check_site.py
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -267,6 +271,18 @@ def resolve_error(
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", found[0], node, text) if found else None
 
 
+def mark_names(app: Sphinx, doctree: nodes.document) -> None:
+    """Makes header cells of the names in lists of names, as screen readers need them."""
+    for listing in doctree.findall(autosummary_table):
+        next(listing.findall(nodes.colspec))["stub"] = True
+
+
+def level_captions(app: Sphinx, pagename: str, template: str, context: dict, doctree: nodes.document | None) -> None:
+    """Says of which level the captions of the contents are, for Sphinx calls them headings and does not."""
+    tree = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = tree.replace('role="heading">', 'role="heading" aria-level="2">')
+
+
 def leave_type_variables(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.TextElement
 ) -> nodes.TextElement | None:
@@ -291,6 +307,8 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-signature", process_signature)
     app.connect("autodoc-process-bases", process_bases)
     app.connect("autodoc-process-docstring", process_docstring, priority=400)  # before napoleon
+    app.connect("doctree-read", mark_names)
+    app.connect("html-page-context", level_captions, priority=900)  # after the theme has made them
     app.connect("missing-reference", resolve_inherited)
     app.connect("missing-reference", resolve_error)
     app.connect("missing-reference", leave_type_variables)

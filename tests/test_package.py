@@ -50,10 +50,3 @@ def test_the_library_alone_needs_torch_and_einops():
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
 def test_the_readmes_code_runs(block):
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102
-
-
-def test_make_targets_of_the_readme_exist():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for page in ("README.md", "CONTRIBUTING.md"):
-        named = set(re.findall(r"make ([a-z-]+)", (ROOT / page).read_text()))
-        assert named - {"it", "sure"} <= targets, named - targets

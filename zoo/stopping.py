@@ -9,7 +9,14 @@ from typing import Any
 
 __all__ = ["FAILED", "INTERRUPTED", "TERMINATED", "Interrupted", "Stop", "Terminated", "stopped_by_sigterm", "stopping"]
 
-TERMINATED, INTERRUPTED, FAILED = 1, 2, 3
+TERMINATED = 1
+"""A signal asked for the end, SIGTERM or SIGUSR1: the run saves and may go on later."""
+
+INTERRUPTED = 2
+"""Somebody at the keyboard asked for the end, by Control-C."""
+
+FAILED = 3
+"""An error ended the work of some process."""
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the user asked for it)
