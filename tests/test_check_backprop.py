@@ -127,7 +127,9 @@ def test_on_a_grid_it_names_the_layer_that_does_not_repeat_its_bits():
     layers = [Coupling(nn.Linear(4, 4)), Coupling(Unsteady(4, 4)), Coupling(nn.Linear(4, 4))]
     net = Sequential(inv.Split(), *layers, inv.Merge(), grid="exact")
     x = torch.randn(16, 8)
-    with pytest.raises(AssertionError, match=r"is layer '2', Coupling\(\): run again on the same input it returns some"):
+    with pytest.raises(
+        AssertionError, match=r"is layer '2', Coupling\(\): run again on the same input it returns some"
+    ):
         check_backprop(net, x)
     net[2].function = nn.Linear(4, 4)
     assert [row.gradients for row in check_backprop(net, x).rows] == [0, 0, 0]

@@ -83,7 +83,9 @@ def test_it_is_a_shell_script_with_its_options_at_the_top():
 
 def test_the_shell_scripts_on_the_pages_are_such(tmp_path):
     for page in sorted(ROOT.glob("docs/*.md")):
-        for block in re.findall(r"^```(?:sh|bash)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for block in re.findall(
+            r"^```(?:sh|bash)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
             done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, cwd=tmp_path)
             assert done.returncode == 0, (page.name, done.stderr)
 
