@@ -145,7 +145,8 @@ def remove_stale_pages(app: Sphinx, config: object) -> None:
 
 def rebase_links(app: Sphinx, path: Path, document: str, content: list[str]) -> None:
     """Lets the links of an included file, such as the README, start where that file is: one folder up."""
-    content[0] = content[0].replace("](CONTRIBUTING.md", "](docs/contributing.md")  # it has a page here
+    for name in ("CONTRIBUTING", "CHANGELOG", "SECURITY"):  # they have pages here
+        content[0] = content[0].replace(f"]({name}.md", f"](docs/{name.lower()}.md")
     code_or_link = r"(?s)```.*?```|`[^`]*`|\]\((?!\w+:|#)"
     content[0] = re.sub(code_or_link, lambda m: m[0] + "../" if m[0] == "](" else m[0], content[0])
 

@@ -112,3 +112,24 @@ def test_rounding_that_adds_up_is_told_from_a_wrong_layer():
 def test_store_is_the_same_as_itself():
     for strategy in itertools.repeat(Store(), 2):
         assert check_backprop(deep(2), torch.randn(2, 8, 4, 4).double(), strategies=(strategy,)).rows[1].gradients == 0
+
+
+class Unsteady(nn.Linear):
+    """Noise from a generator that is not replayed."""
+
+    generator = torch.Generator()
+
+    def forward(self, x):
+        return super().forward(x) + 1e-7 * torch.randn(x.shape, generator=self.generator)
+
+
+def test_on_a_grid_it_names_the_layer_that_does_not_repeat_its_bits():
+    layers = [Coupling(nn.Linear(4, 4)), Coupling(Unsteady(4, 4)), Coupling(nn.Linear(4, 4))]
+    net = Sequential(inv.Split(), *layers, inv.Merge(), grid="exact")
+    x = torch.randn(16, 8)
+    with pytest.raises(
+        AssertionError, match=r"is layer '2', Coupling\(\): run again on the same input it returns some"
+    ):
+        check_backprop(net, x)
+    net[2].function = nn.Linear(4, 4)
+    assert [row.gradients for row in check_backprop(net, x).rows] == [0, 0, 0]
