@@ -22,15 +22,15 @@ print(f"batch, channels, height, width: {tuple(photograph.shape)}, values from 0
 # The layers
 # ----------
 # Four kinds of layers are enough. :class:`~invertible.PixelUnshuffle` moves each square of 2 × 2 pixels into channels:
-# of 3 channels it makes 12, at half the height and width. :class:`~invertible.Split` makes a pair of two streams of it,
-# of 6 channels each, and :class:`~invertible.Merge` joins them again. These three only move numbers.
+# of 3 channels it makes 12, at half the height and width. :class:`~invertible.Split` makes a pair of two streams of
+# it, of 6 channels each, and :class:`~invertible.Merge` joins them again. These three only move numbers.
 #
 # What computes is :class:`~invertible.Coupling`. It adds a function of one stream to the other, and swaps the two:
 #
 # .. math:: (x_1, x_2) \mapsto (x_2,\; x_1 + F(x_2)), \qquad (y_1, y_2) \mapsto (y_2 - F(y_1),\; y_1).
 #
-# The second formula undoes the first, whatever F is: to go back, F is computed again and subtracted, but never inverted.
-# So F may be any module that returns as many channels as the other stream has.
+# The second formula undoes the first, whatever F is: to go back, F is computed again and subtracted, but never
+# inverted. So F may be any module that returns as many channels as the other stream has.
 def function() -> nn.Module:
     first, last = nn.Conv2d(6, 32, 5, padding=2), nn.Conv2d(32, 6, 5, padding=2)
     return nn.Sequential(nn.InstanceNorm2d(6), first, nn.ReLU(), last)
@@ -78,10 +78,10 @@ colours = figure.colorbar(shown, ax=axes[2], label="in millionths of the range o
 # %%
 # Inside
 # ------
-# A network is indexed and sliced like a list, and a slice is a network again: ``net[:4].inverse`` undoes the first four
-# layers. ``net.trace(x)`` yields the output of each layer on the way forwards, and ``net.trace_inverse(y)`` the input of
-# each layer on the way backwards. Here is one channel of the second stream on both ways: the upper row is to be read from
-# the left to the right, the lower row from the right to the left, and they show the same.
+# A network is indexed and sliced like a list, and a slice is a network again: ``net[:4].inverse`` undoes the first
+# four layers. ``net.trace(x)`` yields the output of each layer on the way forwards, and ``net.trace_inverse(y)`` the
+# input of each layer on the way backwards. Here is one channel of the second stream on both ways: the upper row is to
+# be read from the left to the right, the lower row from the right to the left, and they show the same.
 def channel(value: tuple[Tensor, Tensor]) -> Tensor:
     return value[1][0, 0]
 
@@ -102,8 +102,8 @@ axes[1, 0].set_ylabel("← backwards")
 plt.show()
 
 # %%
-# The features are not trained, and look like the photograph seen through random filters; trained or not, the photograph
-# is in them.
+# The features are not trained, and look like the photograph seen through random filters; trained or not, the
+# photograph is in them.
 #
 # Where to go next
 # ----------------
