@@ -1,4 +1,4 @@
-"""The tutorials are programs that run as they are, and the gallery shows all of them, in the order of ``docs_order``."""
+"""The tutorials are programs that run as they are, and the gallery shows them in the order of ``docs_order``."""
 
 import ast
 import os
@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import docs_order
 import pytest
+
+from docs import docs_order
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "examples" / "tutorials"
@@ -16,9 +17,7 @@ NAMES = [path.stem for path in SCRIPTS]
 
 
 def test_the_order_and_the_folder_agree():
-    assert NAMES == sorted(docs_order.ORDER), (
-        "add the tutorial to ORDER in docs/docs_order.py, or the file to the folder"
-    )
+    assert sorted(docs_order.ORDER) == NAMES, "ORDER in docs/docs_order.py names each file in examples/tutorials once"
 
 
 def test_a_tutorial_that_is_not_in_the_order_comes_first():
@@ -30,9 +29,9 @@ def test_a_tutorial_that_is_not_in_the_order_comes_first():
 def test_it_begins_with_a_title_and_ends_with_links(path):
     title, line, *_ = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()
     assert line == "=" * len(title)
-    last = path.read_text(encoding="utf-8").rsplit("# %%", 1)[1]
-    links = last.partition("# Where to go next\n# ----------------\n")[2]
-    assert links.count(":doc:") >= 2
+    _, _, links = path.read_text(encoding="utf-8").lower().rpartition("where to go next")
+    assert ":doc:" in links
+    assert links.count("\n") < 20
 
 
 @pytest.mark.slow

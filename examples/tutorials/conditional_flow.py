@@ -96,12 +96,12 @@ for ax, value in zip(axes, (-1.5, 0.0, 0.75, 2.5), strict=True):
     c = torch.full((len(places), 1), value)
     with torch.no_grad():
         density = flow(c, value=places).exp().reshape(second.shape)
-    shown = ax.imshow(density.numpy(), origin="lower", extent=(-3, 3, -3, 3), cmap="magma_r", vmin=0, vmax=0.8)
+    ax.imshow(density.numpy(), origin="lower", extent=(-3, 3, -3, 3), cmap="magma_r", vmin=0, vmax=0.8)
     known = true_log_density(places, c).exp().reshape(second.shape)
     ax.contour(axis.numpy(), axis.numpy(), known.numpy(), [0.05 * float(known.max())], colors="C0", linewidths=0.8)
     ax.set(title=f"c = {value}", xlabel="$x_1$")
 axes[0].set_ylabel("$x_2$")
-colours = figure.colorbar(shown, ax=axes, label="density (per unit of area)")
+colours = figure.colorbar(axes[0].images[0], ax=axes, label="density (per unit of area)")
 
 # %%
 # ``flow(c)`` is a distribution of PyTorch, with ``sample`` and ``log_prob``: two points for each of three conditions

@@ -72,7 +72,7 @@ def counted(depth: int, backprop: Strategy) -> tuple[float, float]:
 
 strategies = {"Store()": Store(), "Recompute()": Recompute(), "Budget(10 MiB)": Budget(10 * MiB)}
 strategies |= {"Reconstruct()": Reconstruct()}
-depths = [4, 8, 16, 24, 32, 48]
+depths = [4, 8, 16, 24, 36]
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=True)
 for (name, backprop), marker in zip(strategies.items(), "os^D", strict=True):
     columns = zip(*(counted(depth, backprop) for depth in depths), strict=True)

@@ -115,7 +115,8 @@ for wrong in (WrongOrder(3), ForgottenTerm(3)):
 # cell nuclei, from the breast cancer data of scikit-learn. The wrong one claims to be far better. But its "density" is
 # none, for the area below it, here from -4 to 8, is not 1, and further training makes it larger. Mind the logarithmic
 # scale.
-sizes = torch.tensor(load_breast_cancer()["data"][:, 3:4], dtype=torch.float32)
+data, _ = load_breast_cancer(return_X_y=True)
+sizes = torch.tensor(data[:, 3:4], dtype=torch.float32)
 sizes = (sizes - sizes.mean()) / sizes.std()
 places = torch.linspace(-4, 8, 2401)[:, None]
 figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
@@ -129,9 +130,9 @@ for kind, style in ((SinhArcsinh, "-"), (ForgottenTerm, "--")):
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        density = flow.eval()(value=places).exp()
+        mean, density = flow.eval()(value=sizes).mean(), flow(value=places).exp()
     area = float(density.sum() * (places[1] - places[0]))
-    print(f"{kind.__name__}: mean log-density {-loss.item():.2f} nats, area {area:.1f}")
+    print(f"{kind.__name__}: mean log-density {mean:.2f} nats, area {area:.1f}")
     ax.plot(places[:, 0].numpy(), density.numpy(), style, label=f"{kind.__name__}, area {area:.1f}")
 ax.set(
     xlabel="area of cell nuclei, mean of a sample (standard deviations from the average)",
