@@ -91,10 +91,10 @@ legend = axes[0].legend(frameon=False)
 #
 # A network that does not fit
 # ---------------------------
-# Say that there are 64 MiB, and that the network is to have 200 couplings. ``net.plan`` counts on tensors without
+# Say that there are 32 MiB, and that the network is to have 100 couplings. ``net.plan`` counts on tensors without
 # data, so that nothing of this size need be allocated to learn how large it would be:
-limit = 64 * MiB
-net = network(200, Store())
+limit = 32 * MiB
+net = network(100, Store())
 print(f"Store:       {net.plan(x).peak / MiB:5.1f} MiB planned")
 net.backprop = Reconstruct()
 print(f"Reconstruct: {net.plan(x).peak / MiB:5.1f} MiB planned")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from invertible import Coupling, Merge, PixelUnshuffle, Reconstruct, Sequential, Split, Store
 from invertible.testing import exactness_report
 
+# sphinx_gallery_thumbnail_number = 2
 torch.manual_seed(0)
 photograph = torch.tensor(load_sample_image("flower.jpg")).permute(2, 0, 1)[None]
 image = photograph[:, :, 110:302, 240:432] / 255

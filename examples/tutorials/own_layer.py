@@ -17,6 +17,7 @@ from torch.nn.functional import softplus
 from invertible import ActNorm, Coupling, Flow, InvertibleModule, Merge, Reconstruct, Sequential, Split, Value
 from invertible.testing import check, check_backprop
 
+# sphinx_gallery_thumbnail_number = 2
 torch.manual_seed(0)
 
 
