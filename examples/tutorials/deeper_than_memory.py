@@ -86,8 +86,8 @@ legend = axes[0].legend(frameon=False)
 
 # %%
 # With ``Store`` each coupling adds half a MiB, with ``Recompute`` half of that, with ``Reconstruct`` nothing. A budget
-# follows ``Store`` until there is no room left. (Its peak is a little above 10 MiB: the loss and the workspace of the
-# convolutions are outside of the budget, see :doc:`/budget`.)
+# follows ``Store`` until there is no room left; from there on, what does not fit is reconstructed. :doc:`/budget` says
+# what is outside of a budget: the loss, for example, and the workspaces of convolutions.
 #
 # A network that does not fit
 # ---------------------------

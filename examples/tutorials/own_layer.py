@@ -18,7 +18,7 @@ from invertible import ActNorm, Coupling, Flow, InvertibleModule, Merge, Reconst
 from invertible.testing import check, check_backprop
 
 # sphinx_gallery_thumbnail_number = 2
-torch.manual_seed(0)
+generator = torch.manual_seed(0)
 
 
 # %%
@@ -28,8 +28,10 @@ torch.manual_seed(0)
 # the other. For a channel with the trained numbers a and b,
 #
 # .. math::
-#     y = \sinh\left(e^a (\operatorname{arsinh} x + b)\right), \qquad
-#     x = \sinh\left(e^{-a} \operatorname{arsinh} y - b\right), \qquad
+#     y = \sinh\left(e^a (\operatorname{arsinh} x + b)\right)
+#
+#     x = \sinh\left(e^{-a} \operatorname{arsinh} y - b\right)
+#
 #     \frac{dy}{dx} = e^a \, \frac{\cosh\left(e^a (\operatorname{arsinh} x + b)\right)}{\sqrt{1 + x^2}}.
 #
 # (Jones and Pewsey, `Sinh-arcsinh distributions <https://doi.org/10.1093/biomet/asp053>`_, Biometrika 2009; the
