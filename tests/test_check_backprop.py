@@ -8,7 +8,7 @@ from torch import nn
 
 import invertible as inv
 import zoo
-from invertible import Coupling, Recompute, Reconstruct, Sequential, Store
+from invertible import Budget, Coupling, Recompute, Reconstruct, Sequential, Store
 from invertible.testing import check_backprop
 from tests.networks import Conditioned, UsersAffine, deep, function
 from tests.rows import Scale
@@ -133,3 +133,27 @@ def test_on_a_grid_it_names_the_layer_that_does_not_repeat_its_bits():
         check_backprop(net, x)
     net[2].function = nn.Linear(4, 4)
     assert [row.gradients for row in check_backprop(net, x).rows] == [0, 0, 0]
+
+
+def test_a_budget_is_reported_with_its_bytes():
+    net, x = deep(6), torch.randn(4, 8, 8, 8, dtype=torch.float64)
+    least, most = net.plan(x).least, net.plan(x).most
+    report = check_backprop(net, x, strategies=[Budget((least + most) // 2)])
+    assert str(report).splitlines()[2].startswith(f"Budget(bytes={(least + most) // 2})  0e+00")
+    assert report.rows[0].memory.kept > report.rows[1].memory.kept
+    assert report.rows[0].evaluations < report.rows[1].evaluations
+
+
+def test_a_wrong_inverse_is_named_under_a_budget_too():
+    class Wrong(inv.InvertibleModule):
+        def forward(self, x, *, condition=None):
+            return 2 * x[0], x[1]
+
+        def inverse(self, y, *, condition=None):
+            return y[0] / 2.2, y[1]
+
+    around = [[Coupling(function(2)) for _ in range(6)] for _ in range(2)]
+    net = Sequential(inv.Split(), *around[0], Wrong(), *around[1], inv.Merge()).double()
+    x = torch.randn(4, 4, 5, 5, dtype=torch.float64)
+    with pytest.raises(AssertionError, match=r"Budget\(bytes=\d+\): .* layer '7', Wrong\(\): its inverse is off by"):
+        check_backprop(net, x, strategies=[Budget(net.plan(x).least)])

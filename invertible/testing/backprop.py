@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from invertible.backprop import Strategy
 from invertible.backprop._chain import Chain
 from invertible.backprop._replay import Replay, Survey
 from invertible.backprop._rules import opposite
-from invertible.backprop.strategies import Recompute, Reconstruct, Store
+from invertible.backprop.strategies import Budget, Recompute, Reconstruct, Store
 from invertible.coupling import Coupling
 from invertible.inverse import Inverse
 from invertible.module import InvertibleModule
@@ -161,7 +161,7 @@ def _run(
     for part in net.modules():
         if isinstance(part, Sequential):
             own = strategy if part in chains else Store() if isinstance(strategy, Store) else part.backprop
-            part.backprop = replace(own, on_drift="record") if isinstance(own, Reconstruct) else own
+            part.backprop = _recording(own)
     net.zero_grad()
     given = {"input": _copied(x)} | ({} if condition is None else {"condition": _copied(condition)})
     options = {} if condition is None else {"condition": given["condition"]}
@@ -181,6 +181,13 @@ def _run(
     values: dict[str, Tensor | None] = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
     buffers: dict[str, Tensor | None] = dict(net.named_buffers())
     return Left(values, gradients, buffers, _random_states(), memory, counter.calls, max(drifts, default=None)), memory
+
+
+def _recording(strategy: Strategy | None) -> Strategy | None:
+    """The same, but drift is noted and does not raise."""
+    if isinstance(strategy, Budget):
+        return replace(strategy, reconstruct=replace(strategy.reconstruct, on_drift="record"))
+    return replace(strategy, on_drift="record") if isinstance(strategy, Reconstruct) else strategy
 
 
 def _random_states() -> list[Tensor]:
@@ -266,7 +273,8 @@ def _fault(row: StrategyReport, limit: float) -> str | None:
         return f"an output is another one, off by {row.values:.0e}"
     if not row.gradients <= limit:
         return f"the gradient of {row.worst} is off by {row.gradients:.0e}"
-    if isinstance(row.strategy, Reconstruct) and row.drift is not None and not row.drift <= row.strategy.drift_error:
+    reconstruct = row.strategy.reconstruct if isinstance(row.strategy, Budget) else row.strategy
+    if isinstance(reconstruct, Reconstruct) and row.drift is not None and not row.drift <= reconstruct.drift_error:
         return f"the reconstructed input is off by {row.drift:.0e}"
     if not row.buffers:
         return "the buffers differ after the step"
@@ -348,6 +356,6 @@ def _why(layer: Any, method: str, value: Any, condition: Any, result: Any, repla
 
 def _short(strategy: Strategy) -> str:
     """Its name, with the options that are not as usual."""
-    usual = type(strategy)()
-    options = [f"{k}={v!r}" for k, v in vars(strategy).items() if v != vars(usual)[k]]
+    defaults = {each.name: each.default for each in fields(cast("Any", strategy))}
+    options = [f"{k}={v!r}" for k, v in vars(strategy).items() if v != defaults.get(k)]
     return f"{type(strategy).__name__}({', '.join(options)})"

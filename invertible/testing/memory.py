@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 __all__ = ["Memory", "measure_memory"]
 
@@ -60,15 +60,15 @@ def measure_memory(function: Callable[[], Any], device: torch.device | str = "cp
         return result, Memory(kept - before, peak - before)
     if torch.autograd._profiler_enabled():  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         raise RuntimeError("measure_memory: a profiler is running already, and there can be one only.")
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+    profiler: Any = profile(profile_memory=True)  # torch.profiler's would make a tree of all operations, which is slow
     with _silence():
-        profiler.start()
+        profiler.__enter__()
     try:
         result = function()
     finally:
         with _silence():
-            profiler.stop()
-    events: Any = profiler.profiler.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
+            profiler.__exit__(None, None, None)
+    events: Any = profiler.kineto_results.events()
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     kept = peak = 0
     for _, size in sorted(changes, key=lambda change: change[0]):
