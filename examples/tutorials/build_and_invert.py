@@ -29,5 +29,5 @@ print(f"largest difference: {(back - image).abs().max():.1e}")
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
 for ax, picture, title in zip(axes, (image, back), ("image", "net.inverse(net(image))"), strict=True):
-    ax.imshow(picture[0].permute(1, 2, 0).clamp(0, 1))
+    ax.imshow(picture[0].permute(1, 2, 0).clamp(0, 1).numpy())
     ax.set(title=title, xticks=[], yticks=[])
