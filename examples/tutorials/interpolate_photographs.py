@@ -29,7 +29,7 @@ torch.set_num_threads(1)  # on images as small as these, threads cost more than 
 photographs = [avg_pool2d(torch.tensor(image).permute(2, 0, 1) / 255, 4) for image in load_sample_images().images]
 temple, flower = (image[:, 4:100, 30:126] for image in photographs)
 
-net = zoo.create("irevnet_small", num_classes=2)
+net = zoo.irevnet_small(num_classes=2)
 net.grid = "exact"
 
 # %%

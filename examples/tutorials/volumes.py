@@ -42,7 +42,7 @@ def volumes(count: int) -> tuple[Tensor, Tensor]:
 # -----------
 #
 # The layers are those for images. ``PixelUnshuffle(2)`` makes eight channels of each cube of eight voxels; couplings
-# take any function, here one with :class:`torch.nn.Conv3d`. At the end a convolution makes eight logits for each cube,
+# take any function, here one with ``torch.nn.Conv3d``. At the end a convolution makes eight logits for each cube,
 # and the inverse of a second ``PixelUnshuffle(2)`` puts them where their voxels are.
 
 
@@ -75,7 +75,7 @@ class Segmenter(nn.Module):
 net = Segmenter()
 net.body.backprop = Reconstruct()
 optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-for _ in range(80):
+for _ in range(60):
     images, truth = volumes(2)
     loss = binary_cross_entropy_with_logits(net(images), truth)
     optimizer.zero_grad()
@@ -109,16 +109,16 @@ for i, row in enumerate(axes):
 # Memory against size
 # -------------------
 #
-# The most that a training step of one volume takes at any time, for a network of 64 couplings. On ``"meta"``
+# The most that a training step of one volume takes at any time, for a network of 32 couplings. On ``"meta"``
 # :func:`~invertible.testing.measure_memory` adds up bytes and computes nothing, so that we can try what would not fit.
 
-sides = [64, 128, 256, 512]
+sides = [64, 128, 256]
 figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained", facecolor="white")
 for strategy, style in ((Store(), "o--"), (Reconstruct(), "s-")):
     peaks = []
     for side in sides:
         with torch.device("meta"):
-            net, volume = Segmenter(depth=64), torch.zeros(1, 1, side, side, side)
+            net, volume = Segmenter(depth=32), torch.zeros(1, 1, side, side, side)
         net.body.backprop = strategy
         peaks.append(measure_memory(lambda: net(volume).sum().backward(), "meta")[1].peak / 2**30)  # noqa: B023
     name = type(strategy).__name__

@@ -9,11 +9,24 @@ gradients among the consequences. Here it is made in single layers, in depth and
 way to see it.
 """
 
+from typing import Any
+
 import torch
 from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
-from invertible import Additive, Affine, Coupling, DriftError, InvertibleLinear, Reconstruct, Sequential, Sigmoid, Split
+from invertible import (
+    Additive,
+    Affine,
+    Coupling,
+    CouplingTransform,
+    DriftError,
+    InvertibleLinear,
+    Reconstruct,
+    Sequential,
+    Sigmoid,
+    Split,
+)
 from invertible.testing import exactness_report
 
 torch.set_num_threads(1)  # on values as few as these, threads cost more than they gain
@@ -80,7 +93,7 @@ except ValueError as refused:
 # without.
 
 
-def stack(transform: nn.Module, depth: int, **options: object) -> Sequential:
+def stack(transform: CouplingTransform, depth: int, **options: Any) -> Sequential:
     torch.manual_seed(0)
     couplings = []
     for _ in range(depth):
@@ -91,8 +104,12 @@ def stack(transform: nn.Module, depth: int, **options: object) -> Sequential:
 
 
 depths = [1, 2, 4, 8, 16, 32, 64]
-transforms = {"exp(a)": exponential, "Affine(scale='sigmoid')": Affine(scale="sigmoid"), "Affine()": Affine()}
-transforms["Additive()"] = Additive()
+transforms: dict[str, CouplingTransform] = {
+    "exp(a)": exponential,
+    "Affine(scale='sigmoid')": Affine(scale="sigmoid"),
+    "Affine()": Affine(),
+    "Additive()": Additive(),
+}
 figure, ax = plt.subplots(figsize=(6, 3.8), layout="constrained", facecolor="white")
 for i, (name, transform) in enumerate(transforms.items()):
     true, estimated = [], []
@@ -122,7 +139,7 @@ ax.grid(alpha=0.3)
 for transform in (Affine(), exponential):
     net = stack(transform, 48, backprop=Reconstruct(locate=True))
     try:
-        sum(y.square().mean() for y in net(x)).backward()
+        torch.cat(net(x)).square().mean().backward()
         print(f"drift {net.drift:.0e} with {transform}")
     except DriftError as refused:
         print(refused)
@@ -139,13 +156,13 @@ for transform in (Affine(), exponential):
 class Noisy(nn.Linear):
     generator = torch.Generator()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + 1e-6 * torch.randn(x.shape, generator=self.generator)
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + 1e-6 * torch.randn(input.shape, generator=self.generator)
 
 
 net = stack(Additive(), 8, grid="exact")
 print("exact:", exactness_report(net, x).exact)
-net[7].function.append(Noisy(4, 4))
+net.insert(7, Coupling(Noisy(4, 4)))
 report = exactness_report(net, x)
 print("exact:", report.exact, "because of", report["again"].first)
 
