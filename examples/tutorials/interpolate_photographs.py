@@ -81,13 +81,13 @@ for step in range(1, 101):
 
 rows = {"mixed pixels": untrained.pixels} | {f"features,\n{name}": found.images for name, found in strips.items()}
 figure, axes = plt.subplots(len(rows), 7, figsize=(9, 5.4), layout="constrained", facecolor="white")
+axes[0, 0].set_title("t = 1")
+axes[0, -1].set_title("t = 0")
 for row, (name, pictures) in zip(axes, rows.items(), strict=True):
     row[0].set_ylabel(name)
     for ax, picture in zip(row, pictures, strict=True):
         ax.imshow(picture.float().clamp(0, 1).permute(1, 2, 0).numpy())
         ax.set(xticks=[], yticks=[])
-axes[0, 0].set_title("t = 1")
-axes[0, -1].set_title("t = 0")
 
 # %%
 # As torch initialises convolutions, the functions in the couplings add little: untrained, the network does hardly more
@@ -102,7 +102,7 @@ axes[0, -1].set_title("t = 0")
 # The ends are the photographs, bit for bit. In between we measure how far an image is from the mixed pixels at the same
 # t: the root mean square (RMS) over its values, where black and white are 1 apart.
 
-print(torch.equal(strips["100 steps"].images[[0, -1]].float(), torch.stack([temple, flower])))
+print("ends bit for bit:", torch.equal(strips["100 steps"].images[[0, -1]].float(), torch.stack([temple, flower])))
 figure, ax = plt.subplots(figsize=(6, 3.2), layout="constrained", facecolor="white")
 for (name, found), style in zip(strips.items(), ("o--", "^-.", "s-"), strict=True):
     apart = (found.images - found.pixels).square().flatten(1).mean(1).sqrt()

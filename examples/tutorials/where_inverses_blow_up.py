@@ -65,6 +65,7 @@ for point in points:
 
 rounding = torch.finfo(torch.float32).eps / 2
 figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained", facecolor="white", sharey=True)
+axes[0].set_ylabel("relative error of the inverse")
 for ax, name, at, errors, law in (
     (axes[0], "coupling: 1 / scale", 1 / slopes, by_scale, rounding / slopes),
     (axes[1], "matrix: condition number", 1 / slopes, by_matrix, rounding / slopes),
@@ -74,7 +75,6 @@ for ax, name, at, errors, law in (
     ax.plot(at.tolist(), law.tolist(), "k--")
     ax.set(xlabel=name, yscale="log", xscale="linear" if at is points else "log")
     ax.grid(alpha=0.3)
-axes[0].set_ylabel("relative error of the inverse")
 
 # %%
 # What was rounded to the end of the range is lost for good, and is refused:
