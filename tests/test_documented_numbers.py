@@ -13,6 +13,7 @@ NOT_MEASURED = {  # tables of numbers that no command makes, by page and heading
     ("grid.md", "Exact arithmetic"): "what the presets are",
     ("irevnet.md", "i-RevNet"): "what the networks are",
     ("irevnet.md", "The networks it is compared with"): "what the networks are",
+    ("reconstruction.md", "The cost, in runs of F"): "counted by the example below it",
     ("speed.md", "What was tried"): "of code that was not kept",
 }
 MACHINE = re.compile(r"\b(cores?|threads?|GPU|H200|EPYC)\b")
