@@ -150,7 +150,8 @@ ax.grid(alpha=0.3)
 # ----------------
 #
 # * A stem that is a convolution, and strides that lose information, may stay: as ordinary modules before and between
-#   several ``Sequential`` bodies. Their activations are stored. RevNets are of this kind: :func:`zoo.revnet38`.
+#   several ``Sequential`` bodies. Their activations are stored. RevNets :cite:p:`gomez2017` are of this kind:
+#   :func:`zoo.revnet38`.
 # * :doc:`/couplings`: streams of different widths, several streams, both streams in one block.
 # * :doc:`/backprop`: what the strategies promise, and what batch norm, dropout and autocast do in them.
 # * :doc:`/migrating`: if your network is reversible already, by another library.

@@ -4,9 +4,8 @@ Where an inverse blows up, and how to see it
 
 On paper a network of invertible layers comes back from its output. In floating point the output is rounded, and the
 inverse divides the rounding by the slope: where the map is flat, little is left of the input.
-`Behrmann et al. (2021) <https://arxiv.org/abs/2006.09347>`_ found this in many uses of such networks, with incorrect
-gradients among the consequences. Here it is made in single layers, in depth and in training, and each time there is a
-way to see it.
+:cite:t:`behrmann2021` found this in many uses of such networks, with incorrect gradients among the consequences. Here
+it is made in single layers, in depth and in training, and each time there is a way to see it.
 """
 
 from typing import Any
