@@ -57,6 +57,7 @@ lint: .venv/.ready ## format, lint, types, spelling
 	@$(BIN)/codespell
 
 docs: .venv/.ready ## the site, into docs/_build/html, and checks of it
+	@rm -rf docs/_build/html
 	@$(BIN)/python -m sphinx -W -n --keep-going -q -b html docs docs/_build/html
 	@$(BIN)/python -m sphinx -W -n --keep-going -q -b doctest docs docs/_build/doctest
 	@$(BIN)/python docs/check_site.py docs/_build/html

@@ -98,7 +98,6 @@ sphinx_gallery_conf = {
     "reset_modules": ("matplotlib", "docs_order.seed"),
     "image_scrapers": ("matplotlib",),
     "capture_repr": (),  # what a program prints is shown, and nothing else
-    "image_srcset": ["2x"],
     "doc_module": ("invertible", "zoo"),
     "backreferences_dir": "generated/backreferences",
     "download_all_examples": False,
