@@ -14,6 +14,7 @@ from benchmarks.devices import fault, machine_of, seconds
 from benchmarks.floors import Machine, Operation, counted, floor, flops_floor
 from benchmarks.gpu_cases import ALL, CORE, GROUPS, Case, Group, Ready
 from benchmarks.gpu_checks import check_all, check_table
+from benchmarks.gpu_sums import sums_table, time_sums, verdict
 from benchmarks.gpu_tables import AIMS, aims_table, group_table, ratio
 from benchmarks.ledger import DIED, Ledger
 from benchmarks.report import markdown
@@ -193,7 +194,37 @@ def test_tables_say_what_was_measured_and_nothing_else():
     aims = aims_table({"x": {"cases": rows}})
     assert aims.count("open") == len(AIMS) - 2
     assert "1.50 [1.50, 1.50], MISSED" in aims
+    unjudged = aims_table({"x": {"cases": rows}}, judged=False)
+    assert "1.50 [1.50, 1.50], not judged" in unjudged
+    assert "MISSED" not in unjudged
+    assert unjudged.count("not judged") == 2
     assert markdown(("a", "b"), [("1", "22222")]).splitlines()[1] == "| --- | ----- |"
+
+
+def test_sums_on_a_grid_are_timed():
+    torch.compiler.reset()
+    rows = time_sums(CPU, MACHINE, rounds=2, tiny=True)
+    assert {(row["grid"], row["dtype"], row["direction"]) for row in rows} == {
+        (grid, dtype, way)
+        for grid in ("exact", "exact32")
+        for dtype in ("float32", "bfloat16")
+        for way in ("forward", "backward")
+    }
+    assert all(len(row["times"]["eager"]) == 2 for row in rows)
+    assert all(len(row["times"]["compiled"]) == 2 for row in rows if row["direction"] == "forward")
+    assert [row["floor"] for row in rows[:2]] == [8192 * 20 / 1e7, 8192 * 12 / 1e7]
+    table = sums_table(rows)
+    assert table.count("Triton needs a GPU") == len(rows)
+    assert table.endswith("slower: not judged")
+
+
+def test_the_rule_of_the_kernel():
+    def row(compiled, direction="forward"):
+        return {"direction": direction, "times": {"compiled": [compiled] * 9, "triton": [1.0] * 9}}
+
+    assert verdict([row(1.05), row(2.0, "backward")]).endswith("it is in 0 of 1 settings, so don't")
+    assert verdict([row(1.05), row(1.2)]).endswith("it is in 1 of 2 settings, so adopt it there")
+    assert verdict([row(1.2)], judged=False).endswith("not judged")
 
 
 def test_the_matrix_tells_what_is_the_same():
