@@ -34,6 +34,7 @@ from benchmarks.gpu_checks import check_all, check_table
 from benchmarks.gpu_sums import sums_table, time_sums
 from benchmarks.gpu_tables import aims_table, group_table
 from benchmarks.ledger import DIED, RUNNING, Ledger, folder, newest
+from benchmarks.triton_grid import ready_for
 from invertible.testing import measure_memory
 
 ROUNDS, QUICK, FEWEST = 31, 7, 3
@@ -43,6 +44,8 @@ def prepare(group: Group, case: Case, device: torch.device, row: dict[str, Any])
     """Builds a case, warms it up, and takes down its peak, its slope and its operations."""
     if case.has("graph") and device.type != "cuda":
         raise NotImplementedError("CUDA graphs need a GPU")
+    if case.has("triton") and not ready_for(torch.empty(0, device=device)):
+        raise NotImplementedError("Triton needs a GPU")
     if group.depth is not None and case.first not in ("forward", "inverse") and group.note != "depth":
         shallow = _peak(Ready(group, case, device, depth=group.depth // 2))
         clear(device)

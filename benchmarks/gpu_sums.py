@@ -41,7 +41,7 @@ def time_sums(device: torch.device, machine: Machine, *, rounds: int, tiny: bool
         For each grid, dtype of the addend, size and direction a row: ``times`` of each way or what was raised, and
         ``floor``, the time of a copy of as many bytes as must be read and written.
     """
-    kernels = {"compiled": FusedSum({"backend": "aot_eager"} if tiny else {}), "triton": triton_grid.TritonSum()}
+    kernels = {"compiled": FusedSum({"backend": "eager"} if tiny else {}), "triton": triton_grid.TritonSum()}
     rows: list[dict[str, Any]] = []
     for name, dtype, size in product(PRESETS, (torch.float32, torch.bfloat16), (2**13,) if tiny else SIZES):
         rows += _timed(name, dtype, size, kernels, machine, device, rounds)
