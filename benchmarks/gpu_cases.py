@@ -127,6 +127,8 @@ def _waysback() -> tuple[str, ...]:
 FLAGS = ("reconstruct", "reconstruct+record", "reconstruct+benchmark", "reconstruct+deterministic")
 _STACK = ("floor", "overlapped", "hand", *PEERS)
 SUMS = ("reconstruct", *(f"reconstruct{c}+exact{t}" for c in ("", "+compiled") for t in ("", "+triton")))
+_GRAPHED = ("store", "reconstruct", "reconstruct+exact", "store+compiled", "reconstruct+compiled")
+GRAPHS = (*_GRAPHED, *(f"{case}+graph" for case in _GRAPHED))
 GROUPS = (
     Group("irevnet_b", 64, 224, "bf16"),
     Group("irevnet_b", 64, 224, "tf32", _waysback(), "inverse"),
@@ -148,7 +150,7 @@ GROUPS = (
     Group("resnet50", 64, 224, "bf16", ("store", "store+compiled", "store+last", "store+compiled+last")),
     Group("revnet56", 64, 224, "bf16", ("resnet50", *CORE)),
     Group("irevnet_a", 64, 224, "bf16"),
-    Group("irevnet_b", 4, 224, "bf16", ("store", "reconstruct", "store+graph", "reconstruct+graph"), "graphs"),
+    Group("irevnet_b", 4, 224, "bf16", GRAPHS, "graphs"),
     Group("stack1000", 8, 28, "tf32", KEPT, "depth"),
     Group("irevnet_b", 1, 2048, "bf16", KEPT, "resolution"),
     Group("irevnet_b", 64, 224, "bf16", _waysback(), "inverse"),
