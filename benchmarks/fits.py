@@ -39,7 +39,7 @@ STRATEGIES: dict[str, Strategy | None] = {
 """By name; ``None`` is a budget of what the memory leaves."""
 Made = tuple[nn.Module, Tensor]
 STEP = 32
-"""Pixels by which the side of an image grows."""
+"""Pixels by which the side of an image grows, from twice as many on: one value for each channel is none to a norm."""
 
 
 def network(name: str, batch: int, side: int) -> Made:
@@ -57,7 +57,7 @@ def tower(depth: int) -> Made:
 QUESTIONS: dict[str, tuple[str, Callable[[int], Made], int]] = {
     "batch_b": ("i-RevNet (b), images of 224×224", lambda n: network("irevnet_b", n, 224), 1),
     "batch_a": ("i-RevNet (a), images of 224×224", lambda n: network("irevnet_a", n, 224), 1),
-    "pixels_b": ("i-RevNet (b), one image, pixels per side", lambda n: network("irevnet_b", 1, STEP * n), 2),
+    "pixels_b": ("i-RevNet (b), one image, pixels per side", lambda n: network("irevnet_b", 1, STEP * (n + 1)), 2),
     "blocks": ("stack of 48 channels per stream, 64 images of 28×28, blocks", tower, 1),
 }
 """What is asked, how to make a size of it, and by which power of that its bytes grow."""
@@ -127,7 +127,7 @@ def answer(question: str, strategy: str, memory: int) -> tuple[int, int]:
     if question == "blocks":
         return line(count, memory)
     found, used = largest(count, memory, power=power)
-    return (STEP * found if question.startswith("pixels") else found), used
+    return (STEP * (found + 1) if question.startswith("pixels") else found), used
 
 
 def main() -> None:
