@@ -266,19 +266,22 @@ def test_the_checks_see_a_wrong_gradient(monkeypatch):
 def test_the_whole_command_on_next_to_nothing(tmp_path, monkeypatch, capsys):
     few = [replace(group, cases=tuple(c for c in group.cases if "exact32" not in c)) for group in GROUPS]
     monkeypatch.setattr(gpu, "GROUPS", few)
-    only = ["stack100-64-28-tf32", "irevnet_b*tf32-inverse", "irevnet_b*graphs", "irevnet_a*optimizer", "*peers"]
-    found = run(monkeypatch, tmp_path, "--only", "checks", "determinism", *only)
+    only = ["stack100-64-28-tf32", "irevnet_b*tf32-inverse", "irevnet_b*graphs", "irevnet_a*optimizer", "*peers", "*streams", "*sums"]
+    found = run(monkeypatch, tmp_path, "--only", "checks", "determinism", "grid", *only)
     groups = found["groups"]
-    assert len(groups) == 5
+    assert len(groups) == 7  # on next to nothing both groups of streams are one
     assert all(group["done"] for group in groups.values())
     for name, group in groups.items():
         for case, row in group["cases"].items():
-            known = case.endswith("graph") or case in ("memcnn", "revtorch", "revlib")
+            known = case.endswith(("graph", "triton")) or case in ("memcnn", "revtorch", "revlib")
             assert row["status"] == "timed" or known, (name, case, row["status"])
     rows = groups["stack4-2-8-tf32"]["cases"]
     assert rows["reconstruct"]["slope"] < rows["store"]["slope"] / 10
     assert all(row["floor"] > 0 and row["peak"] > 0 for row in rows.values() if row["status"] == "timed")
     optimizer = groups["irevnet_small-2-32-bf16-optimizer"]["cases"]
     assert optimizer["reconstruct+inside"]["peak"] < optimizer["reconstruct+after"]["peak"]
-    assert "CUDA graphs need a GPU" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "CUDA graphs need a GPU" in told
+    assert "Triton needs a GPU" in told
+    assert "MISSED" not in told
     assert run(monkeypatch, tmp_path, "--resume", "--only", "checks", *only)["groups"] == groups
