@@ -1,7 +1,7 @@
 """``channels_last`` from the image to the features, through the replay, back, and in the gradients."""
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -40,6 +40,7 @@ def watched(net):
     return streams, inputs, outputs
 
 
+@settings(max_examples=10)
 @given(STRATEGIES, GRIDS, ORDERS, st.integers(1, 3), st.sampled_from([2, 3]), st.booleans(), st.integers(2, 3))
 def test_it_is_kept_throughout(strategy, grid, order, batch, dims, injective, side):
     form = torch.channels_last if dims == 2 else torch.channels_last_3d
