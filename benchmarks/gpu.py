@@ -3,18 +3,18 @@
     python -m benchmarks.gpu [--device cuda] [--quick] [--only NAME ...] [--minutes M] [--resume [FILE]] [--tiny]
 
 First the best rates of the device are measured, then gradients and inverses are checked in every setting, then the
-determinism matrix is made; then groups of cases are timed, those that matter most first. The cases of a group
-take turns, one step each per round; a ratio is that of two cases in the same round, the median of the rounds with its
-95 % bootstrap interval. A time is that between two events of the GPU around a step, which begins when the device has
-nothing to do. The peak is the allocator's, above what weights and gradients need; the slope is that of two depths.
-``products`` is the share of the time that the products alone would need at the best rate, ``floor`` that of all
-operations of the eager step, one after the other; what is fused may exceed it.
+determinism matrix is made, and sums on a grid are timed by themselves; then groups of cases are timed, those that
+matter most first. The cases of a group take turns, one step each per round; a ratio is that of two cases in the same
+round, the median of the rounds with its 95 % bootstrap interval. A time is that between two events of the GPU around a
+step, which begins when the device has nothing to do. The peak is the allocator's, above what weights and gradients
+need; the slope is that of two depths. ``products`` is the share of the time that the products alone would need at the
+best rate, ``floor`` that of all operations of the eager step, one after the other; what is fused may exceed it.
 
 The file is written after every step of the way, and ``--resume`` goes on with it: what ended the process is not tried
 again. What memory does not suffice for, and what can't be compiled, is a row that says so. ``--only`` takes names of
-groups, such as ``irevnet_b*bf16``, or ``checks``, ``determinism``; ``--list`` prints them. ``--tiny`` runs all on next
-to nothing, and its figures say nothing. Prints tables and writes every number to gpu-TIME.json in $OUT, or in
-runs/benchmarks.
+groups, such as ``irevnet_b*bf16``, or ``checks``, ``determinism``, ``grid``; ``--list`` prints them. ``--tiny`` runs
+all on next to nothing: its figures say nothing, and no aim is judged by them. Prints tables and writes every number to
+gpu-TIME.json in $OUT, or in runs/benchmarks.
 """
 
 import argparse
@@ -31,8 +31,10 @@ from benchmarks.devices import about, clear, fault, machine_of, precision, secon
 from benchmarks.floors import Machine, Operation, counted, floor, flops_floor
 from benchmarks.gpu_cases import GROUPS, Case, Group, Ready
 from benchmarks.gpu_checks import check_all, check_table
+from benchmarks.gpu_sums import sums_table, time_sums
 from benchmarks.gpu_tables import aims_table, group_table
 from benchmarks.ledger import DIED, RUNNING, Ledger, folder, newest
+from benchmarks.triton_grid import ready_for
 from invertible.testing import measure_memory
 
 ROUNDS, QUICK, FEWEST = 31, 7, 3
@@ -42,6 +44,8 @@ def prepare(group: Group, case: Case, device: torch.device, row: dict[str, Any])
     """Builds a case, warms it up, and takes down its peak, its slope and its operations."""
     if case.has("graph") and device.type != "cuda":
         raise NotImplementedError("CUDA graphs need a GPU")
+    if case.has("triton") and not ready_for(torch.empty(0, device=device)):
+        raise NotImplementedError("Triton needs a GPU")
     if group.depth is not None and case.first not in ("forward", "inverse") and group.note != "depth":
         shallow = _peak(Ready(group, case, device, depth=group.depth // 2))
         clear(device)
@@ -159,6 +163,10 @@ def run_all(ledger: Ledger, device: torch.device, options: argparse.Namespace) -
         rows = ledger.once("determinism", lambda: determinism_matrix(device, **small))
         print(f"\n{matrix_table(rows)}" if rows else "", flush=True)
     rounds = options.rounds or (QUICK if options.quick else ROUNDS)
+    if limits is not None and wanted("grid", options.only):
+        machine = _machine(limits["fp32"])
+        rows = ledger.once("grid", lambda: time_sums(device, machine, rounds=rounds, tiny=options.tiny))
+        print(f"\n{sums_table(rows, judged=not options.tiny)}" if rows else "", flush=True)
     for each in GROUPS:
         group = each.tiny() if options.tiny else each
         if limits is None or not wanted(each.name, options.only):
@@ -180,7 +188,9 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} rounds, and not every setting of every network")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="groups like irevnet_b*, or checks, determinism")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="groups like irevnet_b*, or checks, determinism, grid"
+    )
     parser.add_argument("--minutes", type=float, help="after so many nothing new is begun")
     parser.add_argument("--rounds", type=int, help=f"{ROUNDS} unless given")
     parser.add_argument("--resume", nargs="?", const="", metavar="FILE", help="go on with a file, or with the newest")
@@ -213,7 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
         run_all(ledger, device, options)
     finally:
         ledger.save()
-        print(f"\n{aims_table(ledger.found['groups'])}\n\nevery number is in {path}")
+        print(f"\n{aims_table(ledger.found['groups'], judged=not options.tiny)}\n\nevery number is in {path}")
         if ledger.over:
             print("the time was up before the end; go on with --resume")
 

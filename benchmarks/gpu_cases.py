@@ -3,7 +3,8 @@
 A case is a name made of parts: what is kept, or who trains, and then any of ``compiled``, a grid, ``last`` (the memory
 format ``channels_last``), ``record`` (nothing is read, so that the device is never waited for), ``benchmark`` and
 ``deterministic`` (flags of cuDNN), ``graph`` (the step is a CUDA graph), ``after`` and ``inside`` (an optimiser steps
-after the backward pass, or in it). So ``reconstruct+compiled+exact``.
+after the backward pass, or in it), ``triton`` (sums on the grid by ``benchmarks.triton_grid``). So
+``reconstruct+compiled+exact``.
 """
 
 from contextlib import AbstractContextManager, ExitStack
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 import zoo
 from benchmarks.contenders import Stages, bottleneck, stack
 from benchmarks.devices import switched
+from benchmarks.triton_grid import put
 from invertible import Grid, Recompute, Reconstruct, Sequential, Store
 from invertible.backprop import StepInBackward, Strategy
 from zoo.network import ReversibleNetwork
@@ -26,9 +28,9 @@ __all__ = ["GROUPS", "Case", "Group", "Ready"]
 KEPT = ("store", "recompute", "reconstruct")
 WAYS = ("forward", "inverse")
 PEERS = ("ckpt", "ckpt_sqrt", "memcnn", "revtorch", "revlib")
-BY_HAND = ("hand", "floor")
+BY_HAND = ("hand", "floor", "overlapped")
 GRIDS = ("exact", "exact32")
-OPTIONS = ("compiled", *GRIDS, "last", "record", "benchmark", "deterministic", "graph", "after", "inside")
+OPTIONS = ("compiled", *GRIDS, "last", "record", "benchmark", "deterministic", "graph", "after", "inside", "triton")
 ALL = tuple(f"{kept}{c}{g}" for g in ("", "+exact", "+exact32") for c in ("", "+compiled") for kept in KEPT)
 """Every strategy, eager and compiled, without a grid and on both."""
 CORE = (
@@ -65,7 +67,7 @@ class Case:
     @property
     def eager(self) -> str:
         """The same case, not compiled: it has the same operations, which can be counted."""
-        return "+".join(part for part in self.parts if part not in ("compiled", "graph", "record", "last"))
+        return "+".join(part for part in self.parts if part not in ("compiled", "graph", "record", "last", "triton"))
 
     def has(self, option: str) -> bool:
         """Whether the option is among the parts."""
@@ -123,7 +125,10 @@ def _waysback() -> tuple[str, ...]:
 
 
 FLAGS = ("reconstruct", "reconstruct+record", "reconstruct+benchmark", "reconstruct+deterministic")
-_STACK = ("floor", "hand", *PEERS)
+_STACK = ("floor", "overlapped", "hand", *PEERS)
+SUMS = ("reconstruct", *(f"reconstruct{c}+exact{t}" for c in ("", "+compiled") for t in ("", "+triton")))
+_GRAPHED = ("store", "reconstruct", "reconstruct+exact", "store+compiled", "reconstruct+compiled")
+GRAPHS = (*_GRAPHED, *(f"{case}+graph" for case in _GRAPHED))
 GROUPS = (
     Group("irevnet_b", 64, 224, "bf16"),
     Group("irevnet_b", 64, 224, "tf32", _waysback(), "inverse"),
@@ -138,11 +143,14 @@ GROUPS = (
         "flags",
     ),
     Group("irevnet_a", 64, 224, "bf16", ("reconstruct+after", "reconstruct+inside", "store+after"), "optimizer"),
+    Group("irevnet_b", 64, 224, "bf16", SUMS, "sums"),
+    Group("irevnet_b", 4, 224, "bf16", ("floor", "overlapped", "reconstruct", "store"), "streams"),
+    Group("irevnet_b", 64, 224, "bf16", ("floor", "overlapped", "reconstruct", "store"), "streams"),
     Group("irevnet_b", 256, 224, "bf16"),
     Group("resnet50", 64, 224, "bf16", ("store", "store+compiled", "store+last", "store+compiled+last")),
     Group("revnet56", 64, 224, "bf16", ("resnet50", *CORE)),
     Group("irevnet_a", 64, 224, "bf16"),
-    Group("irevnet_b", 4, 224, "bf16", ("store", "reconstruct", "store+graph", "reconstruct+graph"), "graphs"),
+    Group("irevnet_b", 4, 224, "bf16", GRAPHS, "graphs"),
     Group("stack1000", 8, 28, "tf32", KEPT, "depth"),
     Group("irevnet_b", 1, 2048, "bf16", KEPT, "resolution"),
     Group("irevnet_b", 64, 224, "bf16", _waysback(), "inverse"),
@@ -281,6 +289,8 @@ def _as_the_case(net: nn.Module, case: Case, backend: str) -> nn.Module:
         net.backprop, net.grid = case.strategy(), case.on_grid()
         if case.has("compiled"):
             net.compile_functions(backend=backend)
+        if case.has("triton"):
+            put(net)
     elif case.has("compiled"):
         net.compile(backend=backend)
     return net

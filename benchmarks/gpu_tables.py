@@ -10,6 +10,8 @@ from benchmarks.report import markdown
 __all__ = ["AIMS", "Aim", "aims_table", "group_table", "ratio"]
 
 OPEN = "open"
+NOT_JUDGED = "not judged"
+"""Where the figures say nothing: of next to nothing."""
 
 
 class Aim(NamedTuple):
@@ -91,23 +93,28 @@ def _line(case: str, rows: dict[str, Any], batch: int) -> list[str]:
     ]
 
 
-def _met(aim: Aim, groups: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _met(aim: Aim, groups: dict[str, Any], *, judged: bool) -> Iterator[tuple[str, str]]:
     """In which groups there is a figure for an aim, and the figure."""
+    missed = ", MISSED" if judged else f", {NOT_JUDGED}"
+    met = "" if judged else f", {NOT_JUDGED}"
     for name, group in groups.items():
         rows = group["cases"]
         if aim.to:
             found = ratio(rows, aim.case, aim.to)
             if found is not None:
-                yield name, f"{_told(found)}{'' if found[0] <= aim.most else ', MISSED'}"
+                yield name, f"{_told(found)}{met if found[0] <= aim.most else missed}"
         elif rows.get(aim.case, {}).get("slope") is not None:
             slope = round(rows[aim.case]["slope"] / 2**10, 1)
-            yield name, f"{slope:.1f}{'' if slope <= aim.most else ', MISSED'}"
+            yield name, f"{slope:.1f}{met if slope <= aim.most else missed}"
 
 
-def aims_table(groups: dict[str, Any]) -> str:
-    """The aims, and what was measured of each in every group that has it; else "open"."""
+def aims_table(groups: dict[str, Any], *, judged: bool = True) -> str:
+    """The aims, and what was measured of each in every group that has it; else "open".
+
+    Unless it is ``judged``, no aim is met or missed.
+    """
     lines: list[tuple[str, str, str, str]] = []
     for aim in AIMS:
-        found = list(_met(aim, groups)) or [("", OPEN)]
+        found = list(_met(aim, groups, judged=judged)) or [("", OPEN)]
         lines += [(aim.what, f"{aim.most:g}", name, figure) for name, figure in found]
     return markdown(("aim", "at most", "measured in", "measured"), lines)

@@ -34,7 +34,8 @@ class FusedSum:
 
     def __call__(self, grid: Grid, x: Tensor, shift: Tensor, sign: int) -> Tensor:
         """Returns ``x`` plus ``sign`` times the rounded ``shift``."""
-        # Torch allows 8 graphs for each code object: so each dtype and layout has one of its own, for all sizes.
+        # Torch allows 8 graphs for each code object: so each dtype and layout has one of its own, for all sizes. Sizes
+        # of 1 are none of these to it, and neither is a place at the beginning of memory, as in the half of a tensor.
         key = (
             grid.bits,
             grid.dtype,
@@ -43,10 +44,13 @@ class FusedSum:
             x.ndim,
             is_channels_last(x),
             x.stride()[0] == shift.stride()[0],
+            *(min(t.storage_offset(), 2) for t in (x, shift)),
+            *(size == 1 for size in x.shape),
         )
         if key not in self._made:
             self._made[key] = torch.compile(_sum(grid.bits, grid.dtype, sign), **self._options)
-        y, least, greatest = self._made[key](x, shift)
+        with torch.no_grad():  # the replay enables gradients, of nothing: to the compiler it would be another graph
+            y, least, greatest = self._made[key](x.detach(), shift.detach())
         note_range(least, greatest)
         return y
 

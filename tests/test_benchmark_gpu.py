@@ -14,10 +14,12 @@ from benchmarks.devices import fault, machine_of, seconds
 from benchmarks.floors import Machine, Operation, counted, floor, flops_floor
 from benchmarks.gpu_cases import ALL, CORE, GROUPS, Case, Group, Ready
 from benchmarks.gpu_checks import check_all, check_table
+from benchmarks.gpu_sums import sums_table, time_sums, verdict
 from benchmarks.gpu_tables import AIMS, aims_table, group_table, ratio
 from benchmarks.ledger import DIED, Ledger
 from benchmarks.report import markdown
 from invertible import Coupling, Merge, Sequential, Split
+from invertible.grid import PRESETS
 
 CPU = torch.device("cpu")
 ABOUT = {"device": "this"}
@@ -193,7 +195,35 @@ def test_tables_say_what_was_measured_and_nothing_else():
     aims = aims_table({"x": {"cases": rows}})
     assert aims.count("open") == len(AIMS) - 2
     assert "1.50 [1.50, 1.50], MISSED" in aims
+    unjudged = aims_table({"x": {"cases": rows}}, judged=False)
+    assert "1.50 [1.50, 1.50], not judged" in unjudged
+    assert "MISSED" not in unjudged
+    assert unjudged.count("not judged") == 2
     assert markdown(("a", "b"), [("1", "22222")]).splitlines()[1] == "| --- | ----- |"
+
+
+def test_sums_on_a_grid_are_timed(monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr("benchmarks.gpu_sums.PRESETS", {"exact": PRESETS["exact"]})
+    rows = time_sums(CPU, MACHINE, rounds=2, tiny=True)
+    assert {(row["grid"], row["dtype"], row["direction"]) for row in rows} == {
+        ("exact", dtype, way) for dtype in ("float32", "bfloat16") for way in ("forward", "backward")
+    }
+    assert all(len(row["times"]["eager"]) == 2 for row in rows)
+    assert all(len(row["times"]["compiled"]) == 2 for row in rows if row["direction"] == "forward")
+    assert [row["floor"] for row in rows[:2]] == [8192 * 20 / 1e7, 8192 * 12 / 1e7]
+    table = sums_table(rows)
+    assert table.count("Triton needs a GPU") == len(rows)
+    assert table.endswith("slower: not judged")
+
+
+def test_the_rule_of_the_kernel():
+    def row(compiled, direction="forward"):
+        return {"direction": direction, "times": {"compiled": [compiled] * 9, "triton": [1.0] * 9}}
+
+    assert verdict([row(1.05), row(2.0, "backward")]).endswith("it is in 0 of 1 settings, so don't")
+    assert verdict([row(1.05), row(1.2)]).endswith("it is in 1 of 2 settings, so adopt it there")
+    assert verdict([row(1.2)], judged=False).endswith("not judged")
 
 
 def test_the_matrix_tells_what_is_the_same():
@@ -235,19 +265,30 @@ def test_the_checks_see_a_wrong_gradient(monkeypatch):
 def test_the_whole_command_on_next_to_nothing(tmp_path, monkeypatch, capsys):
     few = [replace(group, cases=tuple(c for c in group.cases if "exact32" not in c)) for group in GROUPS]
     monkeypatch.setattr(gpu, "GROUPS", few)
-    only = ["stack100-64-28-tf32", "irevnet_b*tf32-inverse", "irevnet_b*graphs", "irevnet_a*optimizer", "*peers"]
-    found = run(monkeypatch, tmp_path, "--only", "checks", "determinism", *only)
+    only = [
+        "stack100-64-28-tf32",
+        "irevnet_b*tf32-inverse",
+        "irevnet_b*graphs",
+        "irevnet_a*optimizer",
+        "*peers",
+        "*streams",
+        "*sums",
+    ]
+    found = run(monkeypatch, tmp_path, "--only", "checks", "determinism", "grid", *only)
     groups = found["groups"]
-    assert len(groups) == 5
+    assert len(groups) == 7  # on next to nothing both groups of streams are one
     assert all(group["done"] for group in groups.values())
     for name, group in groups.items():
         for case, row in group["cases"].items():
-            known = case.endswith("graph") or case in ("memcnn", "revtorch", "revlib")
+            known = case.endswith(("graph", "triton")) or case in ("memcnn", "revtorch", "revlib")
             assert row["status"] == "timed" or known, (name, case, row["status"])
     rows = groups["stack4-2-8-tf32"]["cases"]
     assert rows["reconstruct"]["slope"] < rows["store"]["slope"] / 10
     assert all(row["floor"] > 0 and row["peak"] > 0 for row in rows.values() if row["status"] == "timed")
     optimizer = groups["irevnet_small-2-32-bf16-optimizer"]["cases"]
     assert optimizer["reconstruct+inside"]["peak"] < optimizer["reconstruct+after"]["peak"]
-    assert "CUDA graphs need a GPU" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "CUDA graphs need a GPU" in told
+    assert "Triton needs a GPU" in told
+    assert "MISSED" not in told
     assert run(monkeypatch, tmp_path, "--resume", "--only", "checks", *only)["groups"] == groups
