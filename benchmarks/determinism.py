@@ -19,7 +19,8 @@ A setting that a device does not have is left out.
 
 import argparse
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -63,8 +64,15 @@ def _both(*contexts: AbstractContextManager[Any]) -> AbstractContextManager[Any]
 
 
 def determinism_matrix(
-    device: torch.device, *, channels: int = 256, size: int = 28, batch: int = 8, depth: int = 6, compiled: bool = True
-) -> list[dict[str, Any]]:
+    device: torch.device,
+    *,
+    channels: int = 256,
+    size: int = 28,
+    batch: int = 8,
+    depth: int = 6,
+    compiled: bool = True,
+    skip: int = 0,
+) -> Generator[dict[str, Any]]:
     """Runs a block's function, and a stack of them on a grid, under every setting.
 
     Args:
@@ -74,8 +82,9 @@ def determinism_matrix(
         batch: images, 4 at least.
         depth: blocks of the stack.
         compiled: whether to compile, too.
+        skip: so many rows, which are known.
 
-    Returns:
+    Yields:
         For each setting a row: ``setting``, and for each of ``COLUMNS`` ``True`` for the same bits, or the share of
         elements that differ, or what was raised.
     """
@@ -85,11 +94,9 @@ def determinism_matrix(
         net = Sequential(Split(), *(Coupling(bottleneck(channels)) for _ in range(depth)), Merge(), grid="exact")
         x = torch.randn(batch, 2 * channels, size, size, device=device)
         subject = _Subject(function, net.to(device), x)
-        rows: list[dict[str, Any]] = []
-        for name, setting in settings_of(device):
-            if compiled or not name.startswith("compiled"):
-                rows.append({"setting": name, **subject.row(setting, compiled=name.startswith("compiled"))})
-    return rows
+        settings = [(name, setting) for name, setting in settings_of(device) if compiled or "compiled" not in name]
+        for name, setting in settings[skip:]:
+            yield {"setting": name, **subject.row(setting, compiled="compiled" in name)}
 
 
 class _Subject:
@@ -217,7 +224,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small tensors, and nothing compiled")
     options = parser.parse_args()
     small: dict[str, Any] = {"channels": 16, "size": 8, "depth": 3, "compiled": False} if options.tiny else {}
-    print(matrix_table(determinism_matrix(torch.device(options.device), **small)))
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or deterministic algorithms refuse to run
+    print(matrix_table(list(determinism_matrix(torch.device(options.device), **small))))
 
 
 if __name__ == "__main__":

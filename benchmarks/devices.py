@@ -1,6 +1,7 @@
 """What a benchmark needs of a device: its clock, its settings, what it can do at best, and when it says no."""
 
 import gc
+import platform
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ import torch
 
 from benchmarks.floors import Machine
 
-__all__ = ["PRECISIONS", "about", "clear", "fault", "machine_of", "precision", "seconds", "switched"]
+__all__ = ["PRECISIONS", "about", "broken", "clear", "fault", "machine_of", "precision", "seconds", "switched"]
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 """What matrix products and convolutions compute in, and the dtype of their results."""
@@ -22,6 +23,7 @@ def about(device: torch.device) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads",
         "memory": torch.cuda.get_device_properties(device).total_memory if cuda else None,
+        "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
@@ -107,11 +109,26 @@ def _bandwidth(length: int, device: torch.device) -> float:
     return 8 * length * repeats / min(seconds(copies, device) for _ in range(8))
 
 
+MEMORY = ("allocate memory", "error: out of memory", "status_alloc_failed")
+"""What errors say of memory that are not of torch's allocator: the CPU's, CUDA's, those of cuBLAS and cuDNN."""
+
+
+def broken(device: torch.device) -> bool:
+    """Whether the device does nothing more in this process, as after an illegal access."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except Exception:  # noqa: BLE001 (whatever it says)
+        return True
+    return False
+
+
 def fault(error: BaseException) -> str:
     """What a table says of an error: that memory did not suffice, or its kind and first line."""
     text = str(error).strip().splitlines()
     first = text[0] if text else ""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in first:
+    said = first.lower()
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in said for word in MEMORY):
         return "out of memory"
     return f"{type(error).__name__}: {first}"[:160]
 

@@ -19,7 +19,9 @@ gpu-TIME.json in $OUT, or in runs/benchmarks.
 
 import argparse
 import os
+import sys
 import time
+from collections.abc import Generator, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,9 @@ from typing import Any
 import torch
 
 from benchmarks.determinism import determinism_matrix, matrix_table
-from benchmarks.devices import about, clear, fault, machine_of, precision, seconds
+from benchmarks.devices import about, broken, clear, fault, machine_of, precision, seconds
 from benchmarks.floors import Machine, Operation, counted, floor, flops_floor
-from benchmarks.gpu_cases import GROUPS, Case, Group, Ready
+from benchmarks.gpu_cases import AIMED, GROUPS, Case, Group, Ready
 from benchmarks.gpu_checks import check_all, check_table
 from benchmarks.gpu_sums import sums_table, time_sums
 from benchmarks.gpu_tables import aims_table, group_table
@@ -46,7 +48,7 @@ def prepare(group: Group, case: Case, device: torch.device, row: dict[str, Any])
         raise NotImplementedError("CUDA graphs need a GPU")
     if case.has("triton") and not ready_for(torch.empty(0, device=device)):
         raise NotImplementedError("Triton needs a GPU")
-    if group.depth is not None and case.first not in ("forward", "inverse") and group.note != "depth":
+    if group.depth is not None and case.first not in ("forward", "inverse") and group.note not in ("depth", "whole"):
         shallow = _peak(Ready(group, case, device, depth=group.depth // 2))
         clear(device)
     else:
@@ -87,7 +89,7 @@ def run_group(ledger: Ledger, group: Group, device: torch.device, machine: Machi
     torch.compiler.reset()  # torch keeps a few graphs of each kind
     ready: dict[str, Ready] = {}
     totals: dict[str, dict[str, float]] = {}
-    found["batch"] = group.batch
+    found |= {"batch": group.batch, "tries": ledger.tries(group.name) + 1}
     for name in group.cases:
         if ledger.over or found["cases"].get(name, {}).get("status") == DIED:
             continue
@@ -99,9 +101,13 @@ def run_group(ledger: Ledger, group: Group, device: torch.device, machine: Machi
             if eager not in totals:
                 totals[eager] = _floors(operations(group, Case(name), device), machine)
             row.update(totals[eager], status="prepared")
-        except Exception as error:  # noqa: BLE001 (what can't run is a row of the table)
+        except Exception as error:
             row["status"] = fault(error)
             ready.pop(name, None)
+            if broken(device):
+                row["status"] = DIED
+                ledger.save()
+                raise
         clear(device)
         ledger.save()
     _take_turns(ledger, found["cases"], ready, device, rounds)
@@ -119,17 +125,24 @@ def _floors(found: list[Operation], machine: Machine) -> dict[str, float]:
 def _take_turns(
     ledger: Ledger, rows: dict[str, Any], ready: dict[str, Ready], device: torch.device, rounds: int
 ) -> None:
-    """One step of each per round, in an order that turns; a case that fails later is out, with what it has."""
-    for i in range(rounds):
+    """One step of each per round, in an order that turns; a case that fails later is out, with what it has.
+
+    The round before the first is not timed: memory that was given back has to be asked for again.
+    """
+    for i in range(-1, rounds):
         if ledger.over and i >= FEWEST:
             break
         names = list(ready)
         for name in names[i % max(1, len(names)) :] + names[: i % max(1, len(names))]:
             try:
-                rows[name]["times"].append(seconds(ready[name].step, device))
-            except Exception as error:  # noqa: BLE001
+                taken = seconds(ready[name].step, device)
+                rows[name]["times"] += [taken] if i >= 0 else []
+            except Exception as error:
                 rows[name]["status"] = fault(error)
                 del ready[name]
+                if broken(device):
+                    rows[name]["status"] = DIED
+                    raise
         ledger.save()
     for name in ready:
         rows[name]["status"] = "timed"
@@ -151,36 +164,71 @@ def wanted(name: str, only: list[str] | None) -> bool:
 
 
 def run_all(ledger: Ledger, device: torch.device, options: argparse.Namespace) -> None:
-    """Everything, as long as there is time."""
+    """Everything, as long as there is time: the groups that have all aims come before what takes long."""
     limits = ledger.once("machine", lambda: machines(device, tiny=options.tiny))
-    if wanted("checks", options.only):
-        for compiled in (False, *(() if options.tiny else (True,))):
-            key = "checks, compiled" if compiled else "checks"
-            rows = ledger.once(key, lambda: list(check_all(device, compiled=compiled, tiny=options.tiny)))  # noqa: B023
-            print(f"\n{check_table(rows)}" if rows else "", flush=True)
+    if limits is None:
+        return
+    _checks(ledger, device, options, compiled=False)
+    groups = [each for each in GROUPS if wanted(each.name, options.only)]
+    if options.quick and options.only is None:
+        groups = [each for each in groups if each.note != "all"]
+    aimed = [each for each in groups if each in GROUPS[:AIMED]]
+    _groups(ledger, aimed, device, options, limits)
+    if not options.tiny:
+        _checks(ledger, device, options, compiled=True)
     if wanted("determinism", options.only):
         small: dict[str, Any] = {"channels": 16, "size": 8, "depth": 2, "compiled": False} if options.tiny else {}
-        rows = ledger.once("determinism", lambda: determinism_matrix(device, **small))
+        rows = ledger.rows("determinism", lambda skip: _sound(determinism_matrix(device, skip=skip, **small), device))
         print(f"\n{matrix_table(rows)}" if rows else "", flush=True)
-    rounds = options.rounds or (QUICK if options.quick else ROUNDS)
-    if limits is not None and wanted("grid", options.only):
+    if wanted("grid", options.only):
+        settings: dict[str, Any] = {"rounds": rounds_of(options), "tiny": options.tiny}
         machine = _machine(limits["fp32"])
-        rows = ledger.once("grid", lambda: time_sums(device, machine, rounds=rounds, tiny=options.tiny))
+        rows = ledger.rows("grid", lambda skip: _sound(time_sums(device, machine, skip=skip, **settings), device))
         print(f"\n{sums_table(rows, judged=not options.tiny)}" if rows else "", flush=True)
-    for each in GROUPS:
-        group = each.tiny() if options.tiny else each
-        if limits is None or not wanted(each.name, options.only):
-            continue
-        if options.quick and each.note == "all" and options.only is None:
-            continue
-        if not ledger.found["groups"].get(group.name, {}).get("done") and not ledger.over:
+    _groups(ledger, [each for each in groups if each not in aimed], device, options, limits)
+
+
+def rounds_of(options: argparse.Namespace) -> int:
+    """How often each case has its turn."""
+    return options.rounds or (QUICK if options.quick else ROUNDS)
+
+
+def _sound(rows: Iterable[dict[str, Any]], device: torch.device) -> Generator[dict[str, Any]]:
+    """Rows, as long as what they are of did not break the device for this process."""
+    for row in rows:
+        if broken(device):
+            raise RuntimeError(f"the device is broken after {row}")
+        yield row
+
+
+def _checks(ledger: Ledger, device: torch.device, options: argparse.Namespace, *, compiled: bool) -> None:
+    """Gradients and inverses."""
+    if wanted("checks", options.only):
+        settings = {"compiled": compiled, "tiny": options.tiny}
+        key = "checks, compiled" if compiled else "checks"
+        rows = ledger.rows(key, lambda skip: _sound(check_all(device, skip=skip, **settings), device))
+        print(f"\n{check_table(rows)}" if rows else "", flush=True)
+
+
+def _groups(
+    ledger: Ledger, groups: list[Group], device: torch.device, options: argparse.Namespace, limits: dict[str, Any]
+) -> None:
+    """Times groups. One that time or the process's end has cut off twice comes after all others."""
+    named = {group.name: group for group in (each.tiny() if options.tiny else each for each in groups)}
+    for name, group in sorted(named.items(), key=lambda item: ledger.tries(item[0]) >= 2):
+        if not ledger.found["groups"].get(name, {}).get("done") and not ledger.over:
             with precision(group.precision):
-                run_group(ledger, group, device, _machine(limits[group.precision]), rounds)
+                run_group(ledger, group, device, _machine(limits[group.precision]), rounds_of(options))
             clear(device)
-            ledger.found["groups"][group.name]["done"] = not ledger.over
+            ledger.found["groups"][name]["done"] = not ledger.over
             ledger.save()
-        if group.name in ledger.found["groups"]:
-            print(f"\n{group_table(group.name, ledger.found['groups'][group.name])}", flush=True)
+        if name in ledger.found["groups"]:
+            print(f"\n{group_table(name, ledger.found['groups'][name])}", flush=True)
+
+
+def said_of(found: dict[str, Any]) -> str:
+    """What stands below a table: device, versions, and each command with its date."""
+    return "\n".join([", ".join(f"{key} {value}" for key, value in found["about"].items()), *found["commands"]])
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
@@ -196,7 +244,12 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", nargs="?", const="", metavar="FILE", help="go on with a file, or with the newest")
     parser.add_argument("--tiny", action="store_true", help="everything on next to nothing, to see that it runs")
     parser.add_argument("--list", action="store_true", help="print the names of groups and their cases")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    names = ["checks", "determinism", "grid", *(group.name for group in GROUPS)]
+    for pattern in options.only or ():
+        if not any(wanted(name, [pattern]) for name in names):
+            parser.error(f"--only: nothing is named {pattern}; see --list")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -207,6 +260,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or deterministic algorithms refuse to run
     device = torch.device(options.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # events are of the current one
     path = folder() / f"gpu-{time.strftime('%Y%m%d-%H%M%S')}.json"
     old = None
     if options.resume is not None:
@@ -219,11 +274,14 @@ def main(arguments: list[str] | None = None) -> None:
         ledger = Ledger(path, of, resume=old, minutes=options.minutes)
     except ValueError as error:
         raise SystemExit(str(error)) from None
+    command = " ".join(["python -m benchmarks.gpu", *(sys.argv[1:] if arguments is None else arguments)])
+    ledger.found.setdefault("commands", []).append(f"{time.strftime('%Y-%m-%d')}: {command}")
     try:
         run_all(ledger, device, options)
     finally:
         ledger.save()
-        print(f"\n{aims_table(ledger.found['groups'], judged=not options.tiny)}\n\nevery number is in {path}")
+        print(f"\n{aims_table(ledger.found['groups'], judged=not options.tiny)}\n\n{said_of(ledger.found)}")
+        print(f"every number is in {path}")
         if ledger.over:
             print("the time was up before the end; go on with --resume")
 

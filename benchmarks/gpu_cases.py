@@ -23,7 +23,7 @@ from invertible import Grid, Recompute, Reconstruct, Sequential, Store
 from invertible.backprop import StepInBackward, Strategy
 from zoo.network import ReversibleNetwork
 
-__all__ = ["GROUPS", "Case", "Group", "Ready"]
+__all__ = ["AIMED", "GROUPS", "Case", "Group", "Ready"]
 
 KEPT = ("store", "recompute", "reconstruct")
 WAYS = ("forward", "inverse")
@@ -128,11 +128,14 @@ FLAGS = ("reconstruct", "reconstruct+record", "reconstruct+benchmark", "reconstr
 _STACK = ("floor", "overlapped", "hand", *PEERS)
 SUMS = ("reconstruct", *(f"reconstruct{c}+exact{t}" for c in ("", "+compiled") for t in ("", "+triton")))
 _GRAPHED = ("store", "reconstruct", "reconstruct+exact", "store+compiled", "reconstruct+compiled")
+WHOLE = ("hand", "hand+compiled", "store+compiled", "reconstruct+compiled")
+"""Couplings without a library, compiled as a whole: the best that a compiler makes of what is stored."""
 GRAPHS = (*_GRAPHED, *(f"{case}+graph" for case in _GRAPHED))
 GROUPS = (
     Group("irevnet_b", 64, 224, "bf16"),
     Group("irevnet_b", 64, 224, "tf32", _waysback(), "inverse"),
     Group("stack100", 64, 28, "tf32", (*CORE, *_STACK)),
+    Group("stack24", 64, 28, "tf32", WHOLE, "whole"),
     Group("irevnet_b", 64, 224, "tf32"),
     Group(
         "irevnet_b",
@@ -166,6 +169,8 @@ GROUPS = (
     *(Group("stack100", 64, 28, each, ALL, "all") for each in ("bf16", "tf32", "fp32")),
 )
 """All there is to time, what matters most first."""
+AIMED = 3
+"""So many groups, the first ones, have a figure for every aim."""
 CHANNELS = 48
 """Of each stream of a stack."""
 TINY = {

@@ -1,7 +1,7 @@
 """Sums on a grid by themselves: eager, compiled, and by a kernel of our own, at the sizes of an i-RevNet's streams."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from collections.abc import Callable, Generator, Sequence
+from itertools import islice, product
 from typing import Any
 
 import torch
@@ -23,12 +23,15 @@ RULE = 1.1
 """The kernel is adopted if what the compiler makes takes longer than this many times as long."""
 SIZES = (2**16, 2**18, 2**20, 2**22, 2**24, 2**26)
 """Elements. A stream of an i-RevNet (b) at 224 pixels has 75,264 for each image, so that 64 images have 2^22.2."""
+DIRECTIONS = ("forward", "backward")
 WAYS = ("eager", "compiled", "triton")
 CHANNELS = 64
 NEEDS = "Triton needs a GPU"
 
 
-def time_sums(device: torch.device, machine: Machine, *, rounds: int, tiny: bool = False) -> list[dict[str, Any]]:
+def time_sums(
+    device: torch.device, machine: Machine, *, rounds: int, tiny: bool = False, skip: int = 0
+) -> Generator[dict[str, Any]]:
     """Times forward sums with their range, and the gradient of what is added, by all who can; they take turns.
 
     Args:
@@ -36,29 +39,30 @@ def time_sums(device: torch.device, machine: Machine, *, rounds: int, tiny: bool
         machine: its bandwidth.
         rounds: how often each has its turn.
         tiny: small tensors, and nothing compiled in earnest.
+        skip: so many rows, which are known.
 
-    Returns:
+    Yields:
         For each grid, dtype of the addend, size and direction a row: ``times`` of each way or what was raised, and
         ``floor``, the time of a copy of as many bytes as must be read and written.
     """
     kernels = {"compiled": FusedSum({"backend": "eager"} if tiny else {}), "triton": triton_grid.TritonSum()}
-    rows: list[dict[str, Any]] = []
-    for name, dtype, size in product(PRESETS, (torch.float32, torch.bfloat16), (2**13,) if tiny else SIZES):
-        rows += _timed(name, dtype, size, kernels, machine, device, rounds)
+    settings = product(PRESETS, (torch.float32, torch.bfloat16), (2**13,) if tiny else SIZES, DIRECTIONS)
+    for name, dtype, size, direction in islice(settings, skip, None):
+        yield _timed(name, dtype, size, direction, kernels, machine, device, rounds)
         clear(device)
-    return rows
 
 
 def _timed(
     name: str,
     dtype: torch.dtype,
     size: int,
+    direction: str,
     kernels: dict[str, FusedSum],
     machine: Machine,
     device: torch.device,
     rounds: int,
-) -> Iterator[dict[str, Any]]:
-    """Both directions of one setting."""
+) -> dict[str, Any]:
+    """One direction of one setting."""
     grid, shape = PRESETS[name], (size // (64 * CHANNELS), CHANNELS, 8, 8)
     x = grid.round(torch.randn(shape, device=device))
     shift, grad = torch.randn(shape, device=device).to(dtype), torch.randn_like(x)
@@ -78,15 +82,18 @@ def _timed(
         return triton_grid.gradient(grad, shift, -1)
 
     own, added = x.element_size(), shift.element_size()
-    for run, ways, width in ((forward, WAYS, 2 * own + added), (backward, ("eager", "triton"), own + added)):
-        yield {
-            "grid": name,
-            "dtype": str(dtype).removeprefix("torch."),
-            "size": size,
-            "direction": run.__name__,
-            "floor": size * width / machine.bandwidth_of(size * width),
-            "times": _turns(ways, run, device, rounds),
-        }
+    run, ways, width = {
+        "forward": (forward, WAYS, 2 * own + added),
+        "backward": (backward, ("eager", "triton"), own + added),
+    }[direction]
+    return {
+        "grid": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "size": size,
+        "direction": direction,
+        "floor": size * width / machine.bandwidth_of(size * width),
+        "times": _turns(ways, run, device, rounds),
+    }
 
 
 def _turns(

@@ -3,7 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ class Ledger:
                 for case in group["cases"].values():
                     if case["status"] == RUNNING:
                         case["status"] = DIED
+            for rows in self.found.get("rows", {}).values():
+                if rows["status"] == RUNNING:
+                    rows["found"].append(None)
         self.save()
 
     def save(self) -> None:
@@ -76,6 +80,29 @@ class Ledger:
             self.found[key] = make()
             self.save()
         return self.found.get(key)
+
+    def rows(self, key: str, make: Callable[[int], Generator[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Rows of a table, written one by one as long as there is time; without those in which a process ended.
+
+        Args:
+            key: of the table.
+            make: makes the rows after so many.
+        """
+        table = self.found.setdefault("rows", {}).setdefault(key, {"found": [], "status": "begun"})
+        if table["status"] != "done" and not self.over:
+            with closing(make(len(table["found"]))) as rows:
+                while table["status"] != "done" and not self.over:
+                    table["status"] = RUNNING
+                    self.save()
+                    row = next(rows, None)
+                    table["status"] = "begun" if row else "done"
+                    table["found"] += [row] if row else []
+            self.save()
+        return [row for row in table["found"] if row is not None]
+
+    def tries(self, name: str) -> int:
+        """How often a group was begun."""
+        return self.found["groups"].get(name, {}).get("tries", 0)
 
     def group(self, name: str) -> dict[str, Any]:
         """What was found of a group; what was timed of one that did not end is forgotten."""
