@@ -51,7 +51,7 @@ if triton is not None:
         # numbers of p significant bits are integers. No libdevice, which the interpreter does not have.
         size = tl.abs(steps)
         nearest = tl.where(size < integers, (size + integers) - integers, size)
-        nearest = tl.where(steps.to(bits, bitcast=True) < 0, -nearest, nearest)  # of minus zero, too
+        nearest = tl.where(steps.to(bits, bitcast=True) < 0, nearest * -1.0, nearest)  # "-" has no minus zero in 3.6
         own = tl.load(x + sample * x_stride + at, inside, other=0)
         result = own + nearest.to(own.dtype) * step  # the product is exact, so that to fuse it changes nothing
         tl.store(y + sample * n + at, result, inside)
