@@ -3,18 +3,19 @@
     python -m benchmarks.gpu [--device cuda] [--quick] [--only NAME ...] [--minutes M] [--resume [FILE]] [--tiny]
 
 First the best rates of the device are measured, and gradients and inverses are checked in every setting. Then groups of
-cases are timed: three that have every aim, and the others after the same checks with compiled functions, the determinism
-matrix, and sums on a grid by themselves. The cases of a group take turns, one step each per round; a ratio is that of two cases in the same
-round, the median of the rounds with its 95 % bootstrap interval. A time is that between two events of the GPU around a
-step, which begins when the device has nothing to do. The peak is the allocator's, above what weights and gradients
-need (but not where an optimiser steps, as gradients are what it saves); the slope is that of two depths. ``products`` is the share of the time that the products alone would need at the
-best rate, ``floor`` that of all operations of the eager step, one after the other; what is fused may exceed it.
+cases are timed: three that have every aim, and the others after the same checks with compiled functions, the
+determinism matrix, and sums on a grid by themselves. The cases of a group take turns, one step each per round; a ratio
+is that of two cases in the same round, the median of the rounds with its 95 % bootstrap interval. A time is that
+between two events of the GPU around a step, which begins when the device has nothing to do. The peak is the
+allocator's, above what weights and gradients need (but not where an optimiser steps, as gradients are what it saves);
+the slope is that of two depths. ``products`` is the share of the time that the products alone would need at the best
+rate, ``floor`` that of all operations of the eager step, one after the other; what is fused may exceed it.
 
 The file is written after every step of the way, and ``--resume`` goes on with it: what ended the process is not tried
-again, and a group that was cut off twice comes after all others. What memory does not suffice for, and what can't be compiled, is a row that says so. ``--only`` takes names of
-groups, such as ``irevnet_b*bf16``, or ``checks``, ``determinism``, ``grid``; ``--list`` prints them. ``--tiny`` runs
-all on next to nothing: its figures say nothing, and no aim is judged by them. Prints tables and writes every number to
-gpu-TIME.json in $OUT, or in runs/benchmarks.
+again, and a group that was cut off twice comes after all others. What memory does not suffice for, and what can't be
+compiled, is a row that says so. ``--only`` takes names of groups, such as ``irevnet_b*bf16``, or ``checks``,
+``determinism``, ``grid``; ``--list`` prints them. ``--tiny`` runs all on next to nothing: its figures say nothing, and
+no aim is judged by them. Prints tables and writes every number to gpu-TIME.json in $OUT, or in runs/benchmarks.
 """
 
 import argparse
