@@ -117,3 +117,30 @@ def test_whether_a_device_is_broken(monkeypatch):
     assert not broken(torch.device("cuda"))
     for text in ("CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"):
         assert fault(RuntimeError(text)) == "out of memory"
+
+
+def test_events_are_of_the_device_that_is_named(tmp_path, monkeypatch, capsys):
+    """And below the tables there is what they are of."""
+    current = []
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(gpu, "about", lambda device: {"device": f"the {device}"})
+    gpu.main(["--device", "cuda:1", "--minutes", "0"])
+    assert current == [torch.device("cuda:1")]
+    out = capsys.readouterr().out
+    assert "device the cuda:1, tiny False\n" in out
+    assert ": python -m benchmarks.gpu --device cuda:1 --minutes 0\n" in out
+
+
+def test_the_first_round_is_not_timed(tmp_path):
+    """Memory was given back after each case was prepared."""
+
+    class Counted:
+        calls = 0
+
+        def step(self):
+            self.calls += 1
+
+    ledger, rows, ready = ledger_at(tmp_path), {"a": {"times": []}}, {"a": Counted()}
+    gpu._take_turns(ledger, rows, ready, CPU, 5)
+    assert (ready["a"].calls, len(rows["a"]["times"])) == (6, 5)

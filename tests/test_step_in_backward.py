@@ -111,6 +111,39 @@ def test_gradients_of_one_layer_at_a_time_are_held():
     assert all(p.grad is not None for p in net.parameters())
 
 
+def test_an_optimizer_that_counts_for_a_whole_group_is_refused():
+    """Its count would be lost, and it would go on from the first step for ever."""
+
+    class Counting(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for group in self.param_groups:
+                group["k"] = group.get("k", 0) + 1
+
+    net = nn.Linear(2, 2)
+    StepInBackward(Counting(net.parameters(), 0.1))
+    with pytest.raises(TypeError, match=r"each parameter alone, but Counting changes 'k' of the whole group"):
+        net(torch.ones(1, 2)).sum().backward()
+
+
+@pytest.mark.parametrize("strategy", [Store(), Recompute(), Reconstruct()])
+def test_a_weight_of_two_layers_is_updated_once_all_its_gradient_is_there(strategy):
+    found = []
+    for inside in (True, False):
+        torch.manual_seed(0)
+        shared, own = nn.Linear(4, 4).double(), nn.Linear(4, 4).double()
+        net = Sequential(inv.Split(), *map(Coupling, (shared, own, shared)), inv.Merge(), backprop=strategy)
+        optimizer = torch.optim.AdamW(net.parameters(), 1e-2, fused=True)
+        if inside:
+            StepInBackward(optimizer)
+        for _ in range(3):
+            net(torch.ones(2, 8).double()).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(state(net))
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[1])
+
+
 def test_what_it_refuses():
     net = nn.Linear(2, 2)
     with pytest.raises(TypeError, match=r"StepInBackward: the optimizer must update each parameter alone, got LBFGS"):

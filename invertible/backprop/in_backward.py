@@ -27,6 +27,8 @@ class StepInBackward:
     * clipping by the norm of all gradients, ``GradScaler``, and to skip a step because a gradient is not finite;
     * ``DistributedDataParallel``, which would average the gradients after they were used. (With ``fully_shard`` it is
       not tested.)
+    * hooks of the optimizer's ``step``, which see none of these;
+    * parameters that are frozen now and trained later: their gradients stay for ``step`` after the backward pass;
     * to undo: a :class:`~invertible.DriftError` is raised at the end of the backward pass, when the weights have been
       updated by wrong gradients. Go back to a copy then.
 
@@ -35,7 +37,7 @@ class StepInBackward:
             ``LBFGS`` do.
 
     Raises:
-        TypeError: for ``LBFGS``.
+        TypeError: for ``LBFGS``, and in the first step of an optimiser that counts or adapts for a whole group.
         ValueError: if a parameter has a gradient already.
 
     Example:
@@ -68,7 +70,14 @@ class StepInBackward:
     @torch.no_grad()
     def _update(self, parameter: Tensor) -> None:
         """Steps of this parameter alone, by the options that its group has now."""
-        group: dict[str, Any] = {**self._optimizer.param_groups[self._group[parameter]], "params": [parameter]}
+        whole = self._optimizer.param_groups[self._group[parameter]]
+        group: dict[str, Any] = {**whole, "params": [parameter]}
         self._one.param_groups, self._one.state = [group], self._optimizer.state  # loading a state replaces both
         self._one.step()
+        for key, value in group.items():
+            if key != "params" and value is not whole.get(key):
+                raise TypeError(
+                    f"StepInBackward: the optimizer must update each parameter alone, but {type(self._one).__name__} "
+                    f"changes {key!r} of the whole group at each step."
+                )
         parameter.grad = None
