@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import invertible as inv
+from benchmarks.inside import bytes_of_step
 from invertible import Coupling, Recompute, Reconstruct, Sequential, Store
 from invertible.backprop import StepInBackward
 from invertible.testing import measure_memory
@@ -109,6 +110,12 @@ def test_gradients_of_one_layer_at_a_time_are_held():
     held.remove()
     step()
     assert all(p.grad is not None for p in net.parameters())
+
+
+def test_the_table_of_the_documentation_is_counted():
+    for strategy in (Store(), Reconstruct()):
+        usual, inside = (bytes_of_step("irevnet_small", 1, 32, strategy, inside=way) for way in (False, True))
+        assert 0 < inside < usual
 
 
 def test_an_optimizer_that_counts_for_a_whole_group_is_refused():
