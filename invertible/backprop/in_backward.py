@@ -27,7 +27,7 @@ class StepInBackward:
     * clipping by the norm of all gradients, ``GradScaler``, and to skip a step because a gradient is not finite;
     * ``DistributedDataParallel``, which would average the gradients after they were used. (With ``fully_shard`` it is
       not tested.)
-    * hooks of the optimizer's ``step``, which see none of these;
+    * hooks of the optimiser's ``step``, which see none of these;
     * parameters that are frozen now and trained later: their gradients stay for ``step`` after the backward pass;
     * to undo: a :class:`~invertible.DriftError` is raised at the end of the backward pass, when the weights have been
       updated by wrong gradients. Go back to a copy then.
