@@ -109,8 +109,8 @@ for name, net in {"ResNet": resnet(), "reversible": nn.Sequential(reversible, he
     print(f"{name:10}  {size:,} parameters, {right.sum()} of {len(right)} held-out digits right")
 
 # %%
-# That is one seed. In a loop with ``torch.manual_seed(seed)`` ahead of these lines, the ResNet had 346.9 right on average
-# over the seeds 0 to 7, and the reversible network 345.4 (2026-11-29, torch 2.14.1, one thread).
+# That is one seed. In a loop with ``torch.manual_seed(seed)`` ahead of these lines, the ResNet had 346.9 right on
+# average over the seeds 0 to 7, and the reversible network 345.4 (2026-11-29, torch 2.14.1, one thread).
 #
 # Are its gradients those of ordinary training? :func:`~invertible.testing.check_backprop` takes a step by each strategy
 # and compares. "F runs" is the price: each function runs twice. And what no ResNet can do: the images come back from
