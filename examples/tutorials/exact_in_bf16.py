@@ -84,6 +84,7 @@ for label, style, on_grid, in_bf16 in (
     net.grid = "exact" if on_grid else None
     ax.plot(depths, [error(depth, in_bf16=in_bf16) for depth in depths], style, label=label)
 ax.set_yscale("symlog", linthresh=1e-8)
+ax.set_title("error of the inverse against depth")
 ax.set(
     xlabel="depth (couplings)", ylabel="largest error of the image", ylim=(-5e-9, 1), yticks=[0, 1e-7, 1e-5, 1e-3, 1e-1]
 )
@@ -115,6 +116,7 @@ for label, style, on_grid in (("bf16", "C0o", False), ('bf16, grid="exact"', "C2
     errors = [float((a - b).norm() / a.norm()) for a, b in zip(stored, found, strict=True)]
     ax.plot(range(1, 121), errors, style, markersize=3, label=label)
 ax.set_yscale("symlog", linthresh=1e-4)
+ax.set_title("reconstructed against stored gradients")
 ax.set(xlabel="coupling, from the input", ylabel="relative error of the gradient", ylim=(-5e-5, 1))
 ax.grid(alpha=0.3)
 legend = ax.legend(frameon=False, loc="upper right")

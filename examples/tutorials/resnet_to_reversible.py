@@ -142,6 +142,7 @@ for name, make, style in (
         kept.append(measure_memory(lambda: net(images), "meta")[1].kept / 2**20)  # noqa: B023 (called at once)
     ax.plot(depths, kept, style, label=name)
     print(f"{name:26} {kept[0]:5.1f} MiB with 3 units in a stage, {kept[-1]:5.1f} MiB with {depths[-1]}")
+ax.set_title("memory against depth")
 ax.set(xlabel="units in each of the two stages", ylabel="kept for the gradients (MiB)")
 ax.legend(frameon=False)
 ax.grid(alpha=0.3)
