@@ -50,7 +50,7 @@ def headings(page: Page) -> Iterator[str]:
 
 def images(page: Page) -> Iterator[str]:
     """Pictures have a text in their place: empty for decoration, and never the name of a file."""
-    program = page.path.rpartition("/")[2].removesuffix(".html").replace("_", " ")  # what sphinx-gallery writes without a title
+    program = page.path.rpartition("/")[2].removesuffix(".html").replace("_", " ")  # so does sphinx-gallery
     for image in page.all("img"):
         if "alt" not in image:
             yield f"no alt text: {image['src']}"
