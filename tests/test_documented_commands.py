@@ -30,7 +30,7 @@ OTHERS = {  # a shell's own words, and the programs of clusters
     "cd", "cp", "export", "mkdir", "sbatch", "scancel", "scontrol", "source", "srun", "tar", "trap", "wait", "git",
     "python", "torchrun", "make", "pip", "pytest", "}",
 }  # fmt: skip
-FOREIGN: set[str] = set()
+FOREIGN = {"--signal", "--requeue", "--cpus-per-task"}  # of sbatch
 
 
 def missing(command: Command) -> str | None:
