@@ -76,7 +76,7 @@ def main() -> None:
         try:
             found[name] = {depth: peak_of(name, depth) for depth in options.depths}
         except ModuleNotFoundError as error:
-            console.print(f"without {error.name}: pip install '.[bench]'", highlight=False)
+            console.print(f"without {error.name}: pip install '.[bench]'", markup=False, highlight=False)
     table = Table("peak, MiB", *map(str, options.depths))
     for name, peaks in found.items():
         table.add_row(COUNTED[name], *(f"{peak / 2**20:.2f}" for peak in peaks.values()))

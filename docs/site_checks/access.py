@@ -49,12 +49,15 @@ def headings(page: Page) -> Iterator[str]:
 
 
 def images(page: Page) -> Iterator[str]:
-    """Pictures have a text in their place: empty for decoration, and never the name of the file."""
+    """Pictures have a text in their place: empty for decoration, and never the name of a file."""
+    program = page.path.rpartition("/")[2].removesuffix(".html").replace("_", " ")  # so does sphinx-gallery
     for image in page.all("img"):
         if "alt" not in image:
             yield f"no alt text: {image['src']}"
         elif FILE_NAME.search(image["alt"]):
             yield f"a file's name as alt text: {image['alt']}"
+        elif image["alt"] == program:
+            yield f"the program's name as alt text, so give the picture a title: {image['src']}"
 
 
 def controls(page: Page) -> Iterator[str]:

@@ -123,7 +123,7 @@ for value in values:
 figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
 ax.axvspan(-LARGEST, LARGEST, color="0.9", label="conditions in training")
 ax.plot(values.numpy(), divergences, ".-")
-ax.set(xlabel="condition c", ylabel="divergence (nats)", yscale="log")
+ax.set(title="the flow against the truth", xlabel="condition c", ylabel="divergence (nats)", yscale="log")
 legend = ax.legend(frameon=False)
 inside = [d for value, d in zip(values, divergences, strict=True) if abs(value) <= LARGEST]
 print(f"divergence in training's range: {sum(inside) / len(inside):.3f} nats; at c = 2.5: {divergences[-1]:.1f}")

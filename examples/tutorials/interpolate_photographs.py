@@ -81,6 +81,7 @@ for step in range(1, 101):
 
 rows = {"mixed pixels": untrained.pixels} | {f"features,\n{name}": found.images for name, found in strips.items()}
 figure, axes = plt.subplots(len(rows), 7, figsize=(9, 5.4), layout="constrained", facecolor="white")
+figure.suptitle("from the temple to the flower, by pixels and by features")
 axes[0, 0].set_title("t = 1")
 axes[0, -1].set_title("t = 0")
 for row, (name, pictures) in zip(axes, rows.items(), strict=True):
@@ -109,6 +110,7 @@ for (name, found), style in zip(strips.items(), ("o--", "^-.", "s-"), strict=Tru
     ax.plot(found.steps, apart.tolist(), style, label=name)
     beyond = ((found.images < 0) | (found.images > 1)).double().mean()
     print(f"{name:9}  path {sum(found.distances):.2f}, {100 * beyond:.0f} % of the values beyond [0, 1]")
+ax.set_title("features against mixed pixels")
 ax.set(xlabel="t, share of the temple's features", ylabel="distance from mixed pixels\n(RMS of a value in [0, 1])")
 ax.legend(frameon=False)
 ax.grid(alpha=0.3)

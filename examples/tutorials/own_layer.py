@@ -67,7 +67,7 @@ layer.tails.data, layer.skew.data = torch.tensor([0.4, -0.4, 0.0]), torch.tensor
 x = torch.linspace(-3, 3, 301)[:, None].expand(-1, 3)
 figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
 lines = ax.plot(x.numpy(), layer(x).detach().numpy())
-ax.set(xlabel="x", ylabel="y")
+ax.set(title="sinh-arcsinh transformations", xlabel="x", ylabel="y")
 legend = ax.legend(lines, ["a = 0.4, b = 0", "a = -0.4, b = 0", "a = 0, b = 0.8"], frameon=False)
 
 # %%
@@ -138,6 +138,7 @@ for kind, style in ((SinhArcsinh, "-"), (ForgottenTerm, "--")):
     print(f"{kind.__name__}: mean log-density {mean:.2f} nats, area {area:.1f}")
     ax.plot(places[:, 0].numpy(), density.numpy(), style, label=f"{kind.__name__}, area {area:.1f}")
 ax.set(
+    title="a density, and what is none",
     xlabel="area of cell nuclei, mean of a sample (standard deviations from the average)",
     ylabel="density",
     xlim=(-2.5, 5.5),

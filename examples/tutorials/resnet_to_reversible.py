@@ -109,7 +109,8 @@ for name, net in {"ResNet": resnet(), "reversible": nn.Sequential(reversible, he
     print(f"{name:10}  {size:,} parameters, {right.sum()} of {len(right)} held-out digits right")
 
 # %%
-# That is one seed. From the seeds 0 to 7 the ResNet had 346.4 right on average, the reversible network 344.5.
+# That is one seed. In a loop with ``torch.manual_seed(seed)`` ahead of these lines, the ResNet had 346.9 right on
+# average over the seeds 0 to 7, and the reversible network 345.4 (2026-11-29, torch 2.14.1, one thread).
 #
 # Are its gradients those of ordinary training? :func:`~invertible.testing.check_backprop` takes a step by each strategy
 # and compares. "F runs" is the price: each function runs twice. And what no ResNet can do: the images come back from
@@ -141,6 +142,7 @@ for name, make, style in (
         kept.append(measure_memory(lambda: net(images), "meta")[1].kept / 2**20)  # noqa: B023 (called at once)
     ax.plot(depths, kept, style, label=name)
     print(f"{name:26} {kept[0]:5.1f} MiB with 3 units in a stage, {kept[-1]:5.1f} MiB with {depths[-1]}")
+ax.set_title("memory against depth")
 ax.set(xlabel="units in each of the two stages", ylabel="kept for the gradients (MiB)")
 ax.legend(frameon=False)
 ax.grid(alpha=0.3)

@@ -124,6 +124,7 @@ for strategy, style in ((Store(), "o--"), (Reconstruct(), "s-")):
     name = type(strategy).__name__
     ax.loglog(sides, peaks, style, label=f"{name}()")
     print(f"{name:11}", ", ".join(f"{side}³: {peak:.3g} GiB" for side, peak in zip(sides, peaks, strict=True)))
+ax.set_title("memory against the size of a volume")
 ax.set(xlabel="side of the volume (voxels)", ylabel="peak of a step (GiB)", xticks=sides, xticklabels=sides)
 ax.xaxis.minorticks_off()
 ax.legend(frameon=False)

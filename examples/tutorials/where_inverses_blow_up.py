@@ -64,6 +64,7 @@ for point in points:
 
 rounding = torch.finfo(torch.float32).eps / 2
 figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained", facecolor="white", sharey=True)
+figure.suptitle("error of the inverse against the slope, for three layers")
 axes[0].set_ylabel("relative error of the inverse")
 for ax, name, at, errors, law in (
     (axes[0], "coupling: 1 / scale", 1 / slopes, by_scale, rounding / slopes),
@@ -119,6 +120,7 @@ for i, (name, transform) in enumerate(transforms.items()):
         estimated.append(estimate.relative)
     ax.loglog(depths, true, "os^D"[i] + "-", color=f"C{i}", markerfacecolor="white", label=name)
     ax.loglog(depths, estimated, "kx", label=None if i else "estimates")
+ax.set_title("error of the inverse against depth")
 ax.set(xlabel="couplings", ylabel="relative error of the inverse", xticks=depths, xticklabels=depths)
 ax.xaxis.minorticks_off()
 ax.legend(frameon=False)
