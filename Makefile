@@ -76,6 +76,7 @@ bench: .venv/.ready-bench ## the measurements of the docs, written to runs/bench
 	@$(BIN)/python -m benchmarks.depth
 	@$(BIN)/python -m benchmarks.growth
 	@$(BIN)/python -m benchmarks.fits
+	@$(BIN)/python -m benchmarks.inside
 	@$(BIN)/python -m benchmarks.stability
 	@$(BIN)/python -m benchmarks.startup
 	@$(BIN)/python -m benchmarks.frontier
