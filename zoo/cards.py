@@ -12,7 +12,11 @@ __all__ = ["CARDS", "Card", "TopOne", "card"]
 
 @dataclass(frozen=True)
 class TopOne:
-    """A top-1 error that somebody measured."""
+    """A top-1 error that somebody measured.
+
+    Example:
+        >>> str(TopOne(26.7, "ImageNet, Table 1"))
+    """
 
     error: float
     """In percent."""
@@ -25,7 +29,13 @@ class TopOne:
 
 @dataclass(frozen=True)
 class Card:
-    """A model, with the options that it has if none are given."""
+    """A model, with the options that it has if none are given.
+
+    Example:
+        >>> known = CARDS["revnet56"]
+        >>> known.parameters, known.inverse, known.reported[0].error
+        >>> round(known.activations["store"] / known.activations["reconstruct"], 1)
+    """
 
     name: str
     source: str

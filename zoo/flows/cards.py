@@ -11,7 +11,11 @@ __all__ = ["FLOWS", "Density", "FlowCard"]
 
 @dataclass(frozen=True)
 class Density:
-    """How likely somebody found data to be that were held out."""
+    """How likely somebody found data to be that were held out.
+
+    Example:
+        >>> str(FLOWS["glow"].reported[0])
+    """
 
     value: float
     unit: Literal["bits per dimension", "nats"]
