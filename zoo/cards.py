@@ -16,6 +16,7 @@ class TopOne:
 
     Example:
         >>> str(TopOne(26.7, "ImageNet, Table 1"))
+        '26.7 % (ImageNet, Table 1)'
     """
 
     error: float
@@ -34,7 +35,9 @@ class Card:
     Example:
         >>> known = CARDS["revnet56"]
         >>> known.parameters, known.inverse, known.reported[0].error
+        (27553128, 'none', 25.2)
         >>> round(known.activations["store"] / known.activations["reconstruct"], 1)
+        1.4
     """
 
     name: str

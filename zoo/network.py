@@ -105,9 +105,11 @@ class ReversibleNetwork(Stateful, abc.ABC):
     Example:
         >>> import zoo
         >>> net = zoo.revnet38()
-        >>> [len(chain) for chain in net.chains]  # of each stage; the units before them are stored
-        >>> net.backprop = Reconstruct()
-        >>> [chain.backprop == Reconstruct() for chain in net.chains]
+        >>> [len(chain) for chain in net.chains]  # couplings of each stage, two to a unit
+        [6, 4, 4]
+        >>> net.backprop = Recompute()
+        >>> net.chains[2].backprop
+        Recompute(every=1)
     """
 
     num_classes: int
@@ -271,7 +273,9 @@ class InvertibleNetwork(ReversibleNetwork):
         >>> net = zoo.create("irevnet_small", blocks=(1, 1, 1)).eval()
         >>> net.grid = "exact"
         >>> net.inverse(net.features(torch.ones(1, 3, 32, 32))).unique().tolist()
+        [1.0]
         >>> [name for name, value in net.trace(torch.ones(1, 3, 32, 32))]
+        ['0', '1', '2', '3', '4', '5']
     """
 
     body: Sequential

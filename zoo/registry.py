@@ -33,6 +33,7 @@ class Config:
     Example:
         >>> net = create("irevnet_small", blocks=[1, 1, 1])
         >>> config_of(net).model, config_of(net).options["blocks"]
+        ('irevnet_small', (1, 1, 1))
         >>> same = create(config_of(net).model, **config_of(net).options)
     """
 
@@ -66,6 +67,7 @@ def register(builder: Any = None, *, kind: Kind = "classifier") -> Any:
         ... def one_layer(*, num_classes: int = 10) -> nn.Module:
         ...     return nn.Linear(4, num_classes)
         >>> config_of(create("one_layer", num_classes=3)).options
+        {'num_classes': 3}
         >>> _ = _builders.pop("one_layer")  # names stay taken; this takes it back
     """
     if builder is None:

@@ -38,6 +38,7 @@ def resnet101(*, num_classes: int = 1000) -> nn.Module:
     Example:
         >>> with torch.device("meta"):
         ...     sum(p.numel() for p in resnet101().parameters())
+        44549160
     """
     return _torchvisions("resnet101", num_classes)
 

@@ -333,6 +333,7 @@ def revnet104(*, num_classes: int = 1000, in_channels: int = 3) -> RevNet:
     Example:
         >>> with torch.device("meta"):
         ...     sum(p.numel() for p in revnet104().parameters())
+        45428072
     """
     return _imagenet((2, 2, 11, 2), num_classes, in_channels)
 
@@ -348,6 +349,7 @@ def revnet38(*, num_classes: int = 10, in_channels: int = 3) -> RevNet:
     Example:
         >>> with torch.device("meta"):
         ...     sum(p.numel() for p in revnet38().parameters())
+        464890
     """
     return _cifar(3, (32, 64, 112), bottleneck=False, num_classes=num_classes, in_channels=in_channels)
 
@@ -363,6 +365,7 @@ def revnet110(*, num_classes: int = 10, in_channels: int = 3) -> RevNet:
     Example:
         >>> with torch.device("meta"):
         ...     sum(p.numel() for p in revnet110().parameters())
+        1729194
     """
     return _cifar(9, (32, 64, 128), bottleneck=False, num_classes=num_classes, in_channels=in_channels)
 
@@ -378,5 +381,6 @@ def revnet164(*, num_classes: int = 10, in_channels: int = 3) -> RevNet:
     Example:
         >>> with torch.device("meta"):
         ...     sum(p.numel() for p in revnet164().parameters())
+        1748778
     """
     return _cifar(9, (128, 256, 512), bottleneck=True, num_classes=num_classes, in_channels=in_channels)

@@ -89,7 +89,13 @@ def _derivative(function: Callable[[Tensor], Tensor], point: Tensor, v: Tensor) 
 
 @dataclass(frozen=True)
 class LargestValues:
-    """Singular values, and how well they are known."""
+    """Singular values, and how well they are known.
+
+    Example:
+        >>> jacobian = Jacobian(lambda x: x * torch.tensor([3.0, 2.0, 1.0]), torch.zeros(1, 3))
+        >>> found = largest_singular_values(jacobian, 2)
+        >>> found.values.round(decimals=5).tolist(), round(found.energy, 4), found.energy_error
+    """
 
     values: Tensor
     """Descending, in float64 on the CPU."""
@@ -102,7 +108,12 @@ class LargestValues:
 
 
 def basis_size(jacobian: Jacobian, k: int, *, oversample: float = 3.0) -> int:
-    """How many vectors the basis of :func:`largest_singular_values` has on each side: 8 blocks at least."""
+    """How many vectors the basis of :func:`largest_singular_values` has on each side: 8 blocks at least.
+
+    Example:
+        >>> jacobian = Jacobian(lambda x: 2 * x, torch.zeros(1, 100), block=4)
+        >>> basis_size(jacobian, 5), basis_size(jacobian, 15), basis_size(jacobian, 50)  # 8 * 4; 3 * 15, in fours; all
+    """
     wanted = max(math.ceil(oversample * k), 8 * jacobian.block)
     return min(-(-wanted // jacobian.block) * jacobian.block, jacobian.columns, jacobian.rows)
 

@@ -15,6 +15,7 @@ class Density:
 
     Example:
         >>> str(FLOWS["glow"].reported[0])
+        '3.35 bits per dimension (CIFAR-10, Table 2 of the paper)'
     """
 
     value: float

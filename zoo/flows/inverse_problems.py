@@ -17,7 +17,9 @@ class Problem(ABC):
         >>> problem = LinearGaussian()
         >>> x = problem.posterior(torch.tensor([2.0, 1.5]), 10_000, Generator().manual_seed(0))
         >>> [round(each, 1) for each in x.mean(0).tolist()]
+        [0.9, 1.0]
         >>> problem.log_posterior(x[:3], torch.tensor([2.0, 1.5])).shape
+        torch.Size([3])
     """
 
     shown: Tensor
