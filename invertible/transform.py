@@ -20,6 +20,11 @@ class CouplingTransform(nn.Module, abc.ABC):
     the first half of the channels holds the scales and the second the shifts. They may come in a lower precision than
     the stream, as under autocast.
 
+    Shape:
+        - Input: the stream ``(batch, channels, ...)``, and the parameters, with ``parameters_per_element`` times the
+          channels
+        - Output: as the stream; log-determinants ``(batch,)``
+
     Example:
         >>> class Negative(CouplingTransform):
         ...     parameters_per_element = 1

@@ -20,6 +20,7 @@ class Course:
         >>> rows = [{"kind": "train", "step": 100, "loss": 2.0, "top1": 30.0}]
         >>> course = course_of([*rows, {"kind": "validation", "step": 100, "loss": 1.5, "top1": 40.0}])
         >>> course.steps, course.loss, course.validation_top1, course.averaged
+        ((100,), (2.0,), (40.0,), False)
     """
 
     steps: tuple[int, ...]
@@ -82,11 +83,13 @@ def courses_of(folders: Sequence[Path]) -> dict[str, Course]:
 
     Example:
         >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as runs:
-        ...     for run in (Path(runs, "a"), Path(runs, "b")):
+        >>> with TemporaryDirectory() as folder:
+        ...     runs = [Path(folder, name) for name in ("a", "b")]
+        ...     for run in runs:
         ...         run.mkdir()
         ...         _ = (run / "metrics.jsonl").write_text('{"kind": "train", "step": 9, "loss": 2.0, "top1": 30.0}')
-        ...     {name: course.loss for name, course in courses_of(list(Path(runs).iterdir())).items()}
+        ...     {name: course.loss for name, course in courses_of(runs).items()}
+        {'a': (2.0,), 'b': (2.0,)}
     """
     whole = {folder.resolve(): folder for folder in folders}
     common = Path(os.path.commonpath(whole))

@@ -20,7 +20,11 @@ __all__ = ["InversionError", "file_batches", "invert_batches", "relative_errors"
 def relative_errors(recovered: Tensor, x: Tensor) -> Tensor:
     r"""Returns :math:`\lVert \Phi^{-1}\Phi x - x \rVert / \lVert x \rVert` per sample, in float64.
 
-    A sample that is 0 and comes back as 0 has the error 0.
+    A sample that is 0 and comes back as 0 has the error 0, and as anything else an infinite one.
+
+    Shape:
+        - recovered, x: ``(batch, ...)``
+        - Output: ``(batch,)``
 
     Example:
         >>> relative_errors(torch.tensor([[3.0, 4.5], [0.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
@@ -79,6 +83,11 @@ def invert_batches(net: IRevNet, batches: Iterable[Tensor]) -> Iterator[tuple[Te
 
 def file_batches(paths: Iterable[Path], recipe: Recipe, device: torch.device) -> Iterator[Tensor]:
     """Reads image files as the recipe does for its test, one by one: ``(1, 3, size, size)``.
+
+    Args:
+        paths: of the files.
+        recipe: whose ``evaluation_size`` the size is, and whose normalisation.
+        device: where to.
 
     Raises:
         InputError: if a file can't be read.

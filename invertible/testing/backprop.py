@@ -56,7 +56,7 @@ class StrategyReport:
     evaluations: int
     """How often the functions of all couplings ran, together."""
     drift: float | None
-    """How far off the reconstructed input was."""
+    """How far off the reconstructed input was, relative to it; ``None`` if nothing was reconstructed."""
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,7 @@ def contraction_by_depth(
         ...     features = Features(Path(folder), ("body.2",), (2,), labels, labels)
         ...     [found] = contraction_by_depth(features, features)
         >>> round(found.within, 3), round(found.between, 3), round(found.dimension, 3), found.components
+        (2.0, 2.414, 2.0, 2)
     """
     check_pairs(validation.labels)
     kept = Kept(training, validation, {"analysis": "contraction", "share": SHARE}, folder)
@@ -174,9 +175,16 @@ def contraction_by_depth(
 def draw_contraction(found: Sequence[Sequence[Contraction]], titles: Sequence[str]) -> Figure:
     """Distances, their ratio, and the dimension over depth; a colour and a marker for each network.
 
+    Distances are over √(2 · features), about the root mean square of those of two training images.
+
+    Args:
+        found: of each network, after every block.
+        titles: the networks' names.
+
     Example:
         >>> blocks = [Contraction(2.0, 3.0, 6.0, 7, 8), Contraction(1.0, 3.0, 2.0, 3, 8)]
         >>> [axes.get_ylabel() for axes in draw_contraction([blocks], ["a network"]).axes]
+        ['mean distance / √(2 · features)', 'distance within / between classes', 'dimension']
     """
     figure = new_figure(11, 3.6)
     distances, ratios, dimensions = figure.subplots(1, 3)

@@ -136,6 +136,7 @@ class Features:
         ...     np.save(Path(folder) / "block_001.npy", np.ones((2, 3)))
         ...     features = Features(Path(folder), ("body.2",), (3,), np.array([0, 1]), np.array([0, 0]))
         ...     features.block(-1).mean(axis=0).tolist(), float((features.predictions == features.labels).mean())
+        ([1.0, 1.0, 1.0], 0.5)
     """
 
     folder: Path

@@ -48,6 +48,7 @@ class BlockSensitivity:
         >>> net = zoo.create("irevnet_small", num_classes=2, blocks=(1, 1))
         >>> block = sensitivity_at(net, torch.rand(1, 3, 8, 8)).blocks[1]
         >>> block.name, block.begins_stage, block.dimension, block.condition == block.largest * block.inverse
+        ('3', True, 192, True)
     """
 
     name: str

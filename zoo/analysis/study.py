@@ -40,6 +40,7 @@ class Chosen:
         >>> images = SimpleNamespace(labels=np.array([0, 0, 1, 1]))
         >>> data = SimpleNamespace(classes=["a", "b"], training=images, validation=images)
         >>> choose(data, images=2)  # one of each class
+        Chosen(classes=(0, 1), training=(0, 2), validation=(0, 1, 2, 3))
     """
 
     classes: tuple[int, ...]
