@@ -44,7 +44,7 @@ class PlanRow:
     """One layer of a :class:`Plan`.
 
     Example:
-        >>> net = Sequential(Split(), Coupling(nn.Linear(2, 2)), Coupling(nn.Linear(2, 2)), Merge(), backprop=Recompute())
+        >>> net = Sequential(Split(), *(Coupling(nn.Linear(2, 2)) for _ in range(2)), Merge(), backprop=Recompute())
         >>> row = net.plan(torch.rand(16, 4)).rows[1]
         >>> row.layer, row.what, row.bytes, round(row.work, 2)
         ('2', 'recompute', 128, 0.36)
