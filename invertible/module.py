@@ -23,7 +23,16 @@ Y = TypeVar("Y", bound=Value)
 
 
 class Exactness(enum.IntEnum):
-    """How close ``inverse(forward(x))`` comes to ``x``; containers take the weakest of their layers."""
+    """How close ``inverse(forward(x))`` comes to ``x``; containers take the weakest of their layers.
+
+    Example:
+        >>> net = Sequential(Split(), Coupling(nn.Tanh()), Merge())
+        >>> PixelUnshuffle(2).exactness.name, net.exactness.name
+        ('EXACT', 'ROUNDING')
+        >>> net.grid = "exact"
+        >>> net.exactness.name
+        'EXACT'
+    """
 
     EXACT = 0
     """Bit for bit: nothing is computed, or only what has no rounding, as on a :class:`Grid`."""

@@ -19,6 +19,21 @@ class CouplingTransform(nn.Module, abc.ABC):
     The parameters are channels of the function's output, parameter-major: for two parameters, a scale and a shift,
     the first half of the channels holds the scales and the second the shifts. They may come in a lower precision than
     the stream, as under autocast.
+
+    Shape:
+        - Input: the stream ``(batch, channels, ...)``, and the parameters, with ``parameters_per_element`` times the
+          channels
+        - Output: as the stream; log-determinants ``(batch,)``
+
+    Example:
+        >>> class Negative(CouplingTransform):
+        ...     parameters_per_element = 1
+        ...     def forward(self, x, parameters): return parameters - x
+        ...     def inverse(self, y, parameters): return parameters - y
+        ...     def forward_and_log_det(self, x, parameters): return self(x, parameters), x.new_zeros(len(x))
+        ...     inverse_and_log_det = forward_and_log_det  # its own inverse
+        >>> Coupling(nn.Identity(), Negative())((torch.ones(1, 1), torch.full((1, 1), 5.)))
+        (tensor([[5.]]), tensor([[4.]]))
     """
 
     parameters_per_element: int

@@ -12,7 +12,12 @@ __all__ = ["CARDS", "Card", "TopOne", "card"]
 
 @dataclass(frozen=True)
 class TopOne:
-    """A top-1 error that somebody measured."""
+    """A top-1 error that somebody measured.
+
+    Example:
+        >>> str(TopOne(26.7, "ImageNet, Table 1"))
+        '26.7 % (ImageNet, Table 1)'
+    """
 
     error: float
     """In percent."""
@@ -25,7 +30,15 @@ class TopOne:
 
 @dataclass(frozen=True)
 class Card:
-    """A model, with the options that it has if none are given."""
+    """A model, with the options that it has if none are given.
+
+    Example:
+        >>> known = CARDS["revnet56"]
+        >>> known.parameters, known.inverse, known.reported[0].error
+        (27553128, 'none', 25.2)
+        >>> round(known.activations["store"] / known.activations["reconstruct"], 1)
+        1.4
+    """
 
     name: str
     source: str

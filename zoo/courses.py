@@ -14,7 +14,14 @@ __all__ = ["Course", "course_of", "courses_of", "moving_average"]
 
 @dataclass(frozen=True)
 class Course:
-    """Loss and accuracy over the steps."""
+    """Loss and accuracy over the steps.
+
+    Example:
+        >>> rows = [{"kind": "train", "step": 100, "loss": 2.0, "top1": 30.0}]
+        >>> course = course_of([*rows, {"kind": "validation", "step": 100, "loss": 1.5, "top1": 40.0}])
+        >>> course.steps, course.loss, course.validation_top1, course.averaged
+        ((100,), (2.0,), (40.0,), False)
+    """
 
     steps: tuple[int, ...]
     """Where the training's rows end."""
@@ -73,6 +80,16 @@ def courses_of(folders: Sequence[Path]) -> dict[str, Course]:
 
     Raises:
         InputError: if one holds no run, or its log can't be read.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     runs = [Path(folder, name) for name in ("a", "b")]
+        ...     for run in runs:
+        ...         run.mkdir()
+        ...         _ = (run / "metrics.jsonl").write_text('{"kind": "train", "step": 9, "loss": 2.0, "top1": 30.0}')
+        ...     {name: course.loss for name, course in courses_of(runs).items()}
+        {'a': (2.0,), 'b': (2.0,)}
     """
     whole = {folder.resolve(): folder for folder in folders}
     common = Path(os.path.commonpath(whole))

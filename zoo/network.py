@@ -101,6 +101,15 @@ class ReversibleNetwork(Stateful, abc.ABC):
 
     ``backprop`` and ``grid`` apply to all chains; what is outside of them is stored, and computed without a grid.
     ``load_state_dict`` loads whole or not at all, and raises a :class:`~zoo.errors.StateError`.
+
+    Example:
+        >>> import zoo
+        >>> net = zoo.revnet38()
+        >>> [len(chain) for chain in net.chains]  # couplings of each stage, two to a unit
+        [6, 4, 4]
+        >>> net.backprop = Recompute()
+        >>> net.chains[2].backprop
+        Recompute(every=1)
     """
 
     num_classes: int
@@ -257,7 +266,17 @@ class ReversibleNetwork(Stateful, abc.ABC):
 
 
 class InvertibleNetwork(ReversibleNetwork):
-    """A network whose one chain, the body, maps the image itself, so that it comes back from the features."""
+    """A network whose one chain, the body, maps the image itself, so that it comes back from the features.
+
+    Example:
+        >>> import zoo
+        >>> net = zoo.create("irevnet_small", blocks=(1, 1, 1)).eval()
+        >>> net.grid = "exact"
+        >>> net.inverse(net.features(torch.ones(1, 3, 32, 32))).unique().tolist()
+        [1.0]
+        >>> [name for name, value in net.trace(torch.ones(1, 3, 32, 32))]
+        ['0', '1', '2', '3', '4', '5']
+    """
 
     body: Sequential
     """From the image to the features."""

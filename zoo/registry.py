@@ -28,7 +28,14 @@ _CONFIG = "zoo_config"  # an attribute of the network: it goes through deepcopy,
 
 @dataclass(frozen=True)
 class Config:
-    """What a network was built from."""
+    """What a network was built from.
+
+    Example:
+        >>> net = create("irevnet_small", blocks=[1, 1, 1])
+        >>> config_of(net).model, config_of(net).options["blocks"]
+        ('irevnet_small', (1, 1, 1))
+        >>> same = create(config_of(net).model, **config_of(net).options)
+    """
 
     model: str
     """A name of :func:`zoo.names`."""
@@ -54,6 +61,14 @@ def register(builder: Any = None, *, kind: Kind = "classifier") -> Any:
 
     Raises:
         ValueError: if the name is taken.
+
+    Example:
+        >>> @register
+        ... def one_layer(*, num_classes: int = 10) -> nn.Module:
+        ...     return nn.Linear(4, num_classes)
+        >>> config_of(create("one_layer", num_classes=3)).options
+        {'num_classes': 3}
+        >>> _ = _builders.pop("one_layer")  # names stay taken; this takes it back
     """
     if builder is None:
         return functools.partial(register, kind=kind)

@@ -34,6 +34,11 @@ def resnet101(*, num_classes: int = 1000) -> nn.Module:
     """The deeper ResNet, to compare with RevNet-104, as torchvision has it: 44,549,160 parameters with 1000 classes.
 
     Source: as for :func:`resnet50`; :func:`torchvision.models.resnet101`
+
+    Example:
+        >>> with torch.device("meta"):
+        ...     sum(p.numel() for p in resnet101().parameters())
+        44549160
     """
     return _torchvisions("resnet101", num_classes)
 

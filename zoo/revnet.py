@@ -329,6 +329,11 @@ def revnet104(*, num_classes: int = 1000, in_channels: int = 3) -> RevNet:
     Otherwise like :func:`revnet56`. Its code's README reports an error of 23.10 % on ImageNet.
 
     Source: Gomez et al., 2017, https://arxiv.org/abs/1707.04585, and ``resnet/configs/imagenet_configs.py`` of its code
+
+    Example:
+        >>> with torch.device("meta"):
+        ...     sum(p.numel() for p in revnet104().parameters())
+        45428072
     """
     return _imagenet((2, 2, 11, 2), num_classes, in_channels)
 
@@ -340,6 +345,11 @@ def revnet38(*, num_classes: int = 10, in_channels: int = 3) -> RevNet:
     32, 64 and 112 channels over both streams. 7 of the 9 units are reversible.
 
     Source: Gomez et al., 2017, https://arxiv.org/abs/1707.04585, and ``resnet/configs/cifar_configs.py`` of its code
+
+    Example:
+        >>> with torch.device("meta"):
+        ...     sum(p.numel() for p in revnet38().parameters())
+        464890
     """
     return _cifar(3, (32, 64, 112), bottleneck=False, num_classes=num_classes, in_channels=in_channels)
 
@@ -351,6 +361,11 @@ def revnet110(*, num_classes: int = 10, in_channels: int = 3) -> RevNet:
     32, 64 and 128 channels over both streams. 25 of the 27 units are reversible.
 
     Source: as for :func:`revnet38`
+
+    Example:
+        >>> with torch.device("meta"):
+        ...     sum(p.numel() for p in revnet110().parameters())
+        1729194
     """
     return _cifar(9, (32, 64, 128), bottleneck=False, num_classes=num_classes, in_channels=in_channels)
 
@@ -362,5 +377,10 @@ def revnet164(*, num_classes: int = 10, in_channels: int = 3) -> RevNet:
     128, 256 and 512 channels over both streams: 32, 64 and 128 times 4. 24 of the 27 units are reversible.
 
     Source: as for :func:`revnet38`
+
+    Example:
+        >>> with torch.device("meta"):
+        ...     sum(p.numel() for p in revnet164().parameters())
+        1748778
     """
     return _cifar(9, (128, 256, 512), bottleneck=True, num_classes=num_classes, in_channels=in_channels)

@@ -11,7 +11,13 @@ __all__ = ["Choice", "Decision", "Plan", "PlanRow", "plans"]
 
 
 class Choice(enum.Enum):
-    """What is done for the gradients of one layer."""
+    """What is done for the gradients of one layer.
+
+    Example:
+        >>> net = Sequential(Split(), *(Coupling(nn.Linear(2, 2)) for _ in range(3)), Merge(), backprop=Reconstruct())
+        >>> [row.choice.name for row in net.plan(torch.rand(16, 4)).rows]
+        ['RECOMPUTE', 'RECONSTRUCT', 'RECONSTRUCT', 'MOVE']
+    """
 
     STORE = "store"
     """Everything is kept: plain autograd."""
@@ -35,7 +41,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One layer of a :class:`Plan`."""
+    """One layer of a :class:`Plan`.
+
+    Example:
+        >>> net = Sequential(Split(), *(Coupling(nn.Linear(2, 2)) for _ in range(2)), Merge(), backprop=Recompute())
+        >>> row = net.plan(torch.rand(16, 4)).rows[1]
+        >>> row.layer, row.what, row.bytes, round(row.work, 2)
+        ('2', 'recompute', 128, 0.36)
+    """
 
     layer: str
     """Its name in the network, as in ``named_modules``."""
@@ -60,6 +73,19 @@ class Plan:
 
     Work is floating-point operations of matrix products and convolutions, and 20 for each byte that any operation
     reads or writes. So a plan depends on the network, the shapes and dtypes alone, and is the same in every process.
+
+    Example:
+        >>> net = Sequential(Split(), *(Coupling(nn.Linear(8, 8)) for _ in range(9)), Merge(), backprop=Reconstruct())
+        >>> print(net.plan(torch.empty(1024, 16, device="meta")))
+        layer                    choice          kept  added work
+        1                        recompute        0 B       10.2%
+        2                        reconstruct  8.0 KiB       10.2%
+        3 to 9 (7 layers, each)  reconstruct      0 B       10.2%
+        10                       move             0 B        0.0%
+        together                              8.0 KiB       92.1%
+        peak 328.3 KiB; 328.3 KiB at least, 480.3 KiB if all is stored
+        in addition: parameters 2.5 KiB, their gradients 2.5 KiB,
+        optimizer 2.5 KiB (momentum) or 5.1 KiB (Adam), the input, the loss
     """
 
     rows: Sequence[PlanRow]

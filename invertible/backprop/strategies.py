@@ -11,7 +11,13 @@ __all__ = ["Budget", "Recompute", "Reconstruct", "Store", "Strategy"]
 
 
 class Strategy:
-    """What a :class:`~invertible.Sequential` keeps for its gradients. It changes neither values nor keys."""
+    """What a :class:`~invertible.Sequential` keeps for its gradients. It changes neither values nor keys.
+
+    Example:
+        >>> net = Sequential(Split(), Coupling(nn.Tanh()), Merge())
+        >>> strategy: Strategy = Recompute(every=3)
+        >>> net.backprop = strategy
+    """
 
 
 @dataclass(frozen=True)

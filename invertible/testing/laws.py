@@ -91,7 +91,6 @@ def check(
         AssertionError: if a law is broken. A note names the law.
 
     Example:
-        >>> from invertible import PixelUnshuffle
         >>> check(PixelUnshuffle(2), torch.rand(2, 3, 4, 4, dtype=torch.float64))
     """
     for law in LAWS:
@@ -109,7 +108,13 @@ def check(
 def recovers_its_input(
     module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None
 ) -> None:
-    """``inverse(forward(x))`` is ``x``: bit for bit if ``EXACT``, else within the tolerance."""
+    """``inverse(forward(x))`` is ``x``: bit for bit if ``EXACT``, else within the tolerance.
+
+    Example:
+        >>> recovers_its_input(Sigmoid(), torch.full((2, 3), 16.0))  # saturated # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        AssertionError: inverse(forward(x)) is not x...
+    """
     y = module(x, condition=condition)
     assert_close(module, module.inverse(y, condition=condition), x, atol, "inverse(forward(x)) is not x")
 
@@ -117,7 +122,11 @@ def recovers_its_input(
 def is_onto_if_bijective(
     module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None
 ) -> None:
-    """``forward(inverse(y))`` is ``y`` if the layer is bijective, for outputs near those that ``forward`` returned."""
+    """``forward(inverse(y))`` is ``y`` if the layer is bijective, for outputs near those that ``forward`` returned.
+
+    Example:
+        >>> is_onto_if_bijective(InvertibleLinear(3), torch.randn(2, 3))
+    """
     if module.bijective:
         y = snapped(module, moved(module(x, condition=condition)))
         back = module(module.inverse(y, condition=condition), condition=condition)
@@ -129,7 +138,11 @@ def is_onto_if_bijective(
 def projects_if_injective(
     module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None
 ) -> None:
-    """``forward(inverse(y))`` is a projection onto the range if the layer is injective: twice is once."""
+    """``forward(inverse(y))`` is a projection onto the range if the layer is injective: twice is once.
+
+    Example:
+        >>> projects_if_injective(Pad(5, multiple_of=2), torch.randn(2, 3, 5, 5))
+    """
     if not module.bijective:
 
         def project(y: Value) -> Value:
@@ -145,7 +158,11 @@ def projects_if_injective(
 
 
 def keeps_form(module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None) -> None:
-    """Dtype, device, batch and channels-last layout pass through; ``inverse`` gives back the input's shape."""
+    """Dtype, device, batch and channels-last layout pass through; ``inverse`` gives back the input's shape.
+
+    Example:
+        >>> keeps_form(Haar(), torch.randn(2, 3, 4, 4))
+    """
     for form in (x, map_value(as_channels_last, x)):
         y = module(form, condition=condition)
         if isinstance(form, Tensor) and _is_tuple_of_one(y):
@@ -172,7 +189,11 @@ def _is_tuple_of_one(value: object) -> bool:
 def keeps_distances_if_isometric(
     module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None
 ) -> None:
-    """Two outputs are as far apart as their inputs, if the layer calls itself isometric."""
+    """Two outputs are as far apart as their inputs, if the layer calls itself isometric.
+
+    Example:
+        >>> keeps_distances_if_isometric(PixelUnshuffle(2), torch.randn(2, 3, 4, 4))
+    """
     if module.isometric:
         other = moved(x)
         y, far = module(x, condition=condition), module(other, condition=condition)
@@ -184,7 +205,11 @@ def keeps_distances_if_isometric(
 def leaves_its_argument_alone(
     module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None
 ) -> None:
-    """Neither direction changes its argument: not its values, version counter, storage or ``requires_grad``."""
+    """Neither direction changes its argument: not its values, version counter, storage or ``requires_grad``.
+
+    Example:
+        >>> leaves_its_argument_alone(Coupling(nn.Tanh()), (torch.randn(2, 3), torch.randn(2, 3)))
+    """
     x = map_value(lambda t: t.detach().clone(), x)
     y = map_value(lambda t: t.detach().clone(), module(map_value(torch.clone, x), condition=condition))
     for name, call in directions(module, x, condition):
@@ -201,7 +226,11 @@ def leaves_its_argument_alone(
 def keeps_state_in_eval(
     module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None
 ) -> None:
-    """In ``eval`` no direction changes parameters or buffers."""
+    """In ``eval`` no direction changes parameters or buffers.
+
+    Example:
+        >>> keeps_state_in_eval(BatchNorm(3), torch.randn(2, 3))
+    """
     module = copy.deepcopy(module).eval()
     before = tensors_of(module)
     y = module(x, condition=condition)
@@ -214,7 +243,11 @@ def keeps_state_in_eval(
 def inverse_moves_no_buffer(
     module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None
 ) -> None:
-    """In ``train`` the state after any number of inverses is that after one ``forward``."""
+    """In ``train`` the state after any number of inverses is that after one ``forward``.
+
+    Example:
+        >>> inverse_moves_no_buffer(ActNorm(3), torch.randn(2, 3))
+    """
     module = copy.deepcopy(module).train()
     y = module(x, condition=condition)
     before, versions = tensors_of(module), [b._version for b in module.buffers()]
@@ -228,7 +261,11 @@ def inverse_moves_no_buffer(
 
 
 def is_deterministic(module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None) -> None:
-    """Under one seed both directions repeat their bits; the random stream moves only if the layer is stochastic."""
+    """Under one seed both directions repeat their bits; the random stream moves only if the layer is stochastic.
+
+    Example:
+        >>> is_deterministic(Augment(2), torch.randn(2, 3))  # draws noise, and says so
+    """
     start = torch.get_rng_state()
     y = module(x, condition=condition)
     for name, call in directions(module, x, condition):
@@ -249,7 +286,11 @@ def is_deterministic(module: Layer, x: Value, /, *, condition: Value | None = No
 def treats_samples_alone(
     module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None
 ) -> None:
-    """In ``eval`` a sample's output does not depend on the others in its batch, in both directions."""
+    """In ``eval`` a sample's output does not depend on the others in its batch, in both directions.
+
+    Example:
+        >>> treats_samples_alone(BatchNorm(3), torch.randn(2, 3))
+    """
     module = copy.deepcopy(module).eval()
     y = module(x, condition=condition)
     batch = len(next(leaves(x)))
@@ -265,6 +306,9 @@ def survives_copying(module: Layer, x: Value, /, *, condition: Value | None = No
     """``deepcopy``, pickling and a ``state_dict`` through a file give the same outputs; it holds every tensor.
 
     Each copy runs under one seed, so that it draws the same random numbers if it draws any.
+
+    Example:
+        >>> survives_copying(ActNorm(3), torch.randn(2, 3))
     """
     module = copy.deepcopy(module).eval()
     for part in cast("Iterable[nn.Module]", module.modules()):
@@ -299,7 +343,11 @@ def survives_copying(module: Layer, x: Value, /, *, condition: Value | None = No
 def log_det_matches_autograd(
     module: Layer, x: Value, /, *, condition: Value | None = None, atol: float | None = None
 ) -> None:
-    """The log-determinants equal those of autograd's Jacobian, with opposite signs, and have right derivatives."""
+    """The log-determinants equal those of autograd's Jacobian, with opposite signs, and have right derivatives.
+
+    Example:
+        >>> log_det_matches_autograd(Sigmoid(), torch.randn(2, 3, dtype=torch.float64))
+    """
     module = copy.deepcopy(module).eval()
     y, log_det = module.forward_and_log_det(x, condition=condition)
     back, inverse_log_det = module.inverse_and_log_det(y, condition=condition)
@@ -322,6 +370,9 @@ def derivatives_are_right(
     """In float64, autograd's derivatives in both directions agree with finite differences (``gradcheck``).
 
     Each run is under one seed, so that random numbers are the same at all points.
+
+    Example:
+        >>> derivatives_are_right(InvertibleLinear(3).double(), torch.randn(2, 3, dtype=torch.float64))
     """
     if any(t.dtype != torch.float64 for t in leaves(x)):
         return

@@ -13,7 +13,14 @@ __all__ = ["Memory", "measure_memory"]
 
 
 class Memory(NamedTuple):
-    """Bytes that were allocated, above those before."""
+    """Bytes that were allocated, above those before.
+
+    Example:
+        >>> net = nn.Sequential(nn.Tanh(), nn.Tanh())
+        >>> x = torch.rand(1000, requires_grad=True)
+        >>> measure_memory(lambda: net(x))[1]  # both outputs are kept for the gradients
+        Memory(kept=8000, peak=8000)
+    """
 
     kept: int
     """Still allocated at the end."""

@@ -55,7 +55,16 @@ def pairs(
     multiple_of: int = 1,
     dtype: torch.dtype = torch.float64,
 ) -> st.SearchStrategy[tuple[Tensor, Tensor]]:
-    """Draws two tensors of one shape; the arguments are those of :func:`tensors`."""
+    """Draws two tensors of one shape; the arguments are those of :func:`tensors`.
+
+    Example:
+        >>> from hypothesis import given
+        >>> @given(pairs(channels=st.just(3)))
+        ... def test(x):
+        ...     x1, x2 = x
+        ...     assert x1.shape == x2.shape and x1.shape[1] == 3
+        >>> test()
+    """
 
     def pair(x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x.flip(0).sin() + 0.5 * x

@@ -29,7 +29,13 @@ SHARE = 0.9
 
 @dataclass(frozen=True)
 class Contraction:
-    """Distances and dimension of the features after one block."""
+    """Distances and dimension of the features after one block.
+
+    Example:
+        >>> found = Contraction(within=2.0, between=4.0, dimension=1.5, components=2, features=8)
+        >>> found.ratio
+        0.5
+    """
 
     within: float
     """The mean distance of two validation images of one class."""
@@ -140,6 +146,16 @@ def contraction_by_depth(
 
     Raises:
         InputError: if there are not two classes, or no class has two validation images.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> x, labels = np.array([[0.0, 0.0], [0.0, 2.0], [9.0, 0.0], [9.0, 2.0]]), np.array([0, 0, 1, 1])
+        >>> with TemporaryDirectory() as folder:  # by hand what features_by_depth computes
+        ...     np.save(Path(folder) / "block_001.npy", x)
+        ...     features = Features(Path(folder), ("body.2",), (2,), labels, labels)
+        ...     [found] = contraction_by_depth(features, features)
+        >>> round(found.within, 3), round(found.between, 3), round(found.dimension, 3), found.components
+        (2.0, 2.414, 2.0, 2)
     """
     check_pairs(validation.labels)
     kept = Kept(training, validation, {"analysis": "contraction", "share": SHARE}, folder)
@@ -157,7 +173,19 @@ def contraction_by_depth(
 
 
 def draw_contraction(found: Sequence[Sequence[Contraction]], titles: Sequence[str]) -> Figure:
-    """Distances, their ratio, and the dimension over depth; a colour and a marker for each network."""
+    """Distances, their ratio, and the dimension over depth; a colour and a marker for each network.
+
+    Distances are over √(2 · features), about the root mean square of those of two training images.
+
+    Args:
+        found: of each network, after every block.
+        titles: the networks' names.
+
+    Example:
+        >>> blocks = [Contraction(2.0, 3.0, 6.0, 7, 8), Contraction(1.0, 3.0, 2.0, 3, 8)]
+        >>> [axes.get_ylabel() for axes in draw_contraction([blocks], ["a network"]).axes]
+        ['mean distance / √(2 · features)', 'distance within / between classes', 'dimension']
+    """
     figure = new_figure(11, 3.6)
     distances, ratios, dimensions = figure.subplots(1, 3)
     for i, (title, blocks) in enumerate(zip(titles, found, strict=True)):

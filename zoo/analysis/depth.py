@@ -128,7 +128,16 @@ def averages_by_depth(net: nn.Module, x: Tensor) -> tuple[list[Tensor], Tensor]:
 
 @dataclass(frozen=True)
 class Features:
-    """The averaged features of some images after every block, in files."""
+    """The averaged features of some images after every block, in files.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:  # by hand; features_by_depth computes them
+        ...     np.save(Path(folder) / "block_001.npy", np.ones((2, 3)))
+        ...     features = Features(Path(folder), ("body.2",), (3,), np.array([0, 1]), np.array([0, 0]))
+        ...     features.block(-1).mean(axis=0).tolist(), float((features.predictions == features.labels).mean())
+        ([1.0, 1.0, 1.0], 0.5)
+    """
 
     folder: Path
     names: tuple[str, ...]

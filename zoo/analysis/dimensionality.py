@@ -31,7 +31,14 @@ __all__ = ["Dimensionality", "accuracy_by_components", "default_components", "dr
 
 @dataclass(frozen=True)
 class Dimensionality:
-    """Accuracies on the validation images, in percent."""
+    """Accuracies on the validation images, in percent.
+
+    Example:
+        >>> scores = tuple(Scores(svm, 80.0, cost=0.1, converged=True) for svm in (50.0, 90.0, 100.0))
+        >>> found = Dimensionality(4, components=(1, 2, 4), scores=scores, variance=(0.6, 0.9, 1.0), network=98.0)
+        >>> found.carrying(0.9), found.carrying(1, "neighbour")
+        (2, 1)
+    """
 
     width: int
     """The number of features after the last block."""
@@ -94,6 +101,16 @@ def accuracy_by_components(
     Raises:
         InputError: if a d is more than there are features or training images, there are fewer than two classes, or one
             has too few images for cross-validation.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> x, labels = np.array([[-9, -8], [-9, -9], [-8, -9], [8, 9], [9, 9], [9, 8]]), np.array([0, 0, 0, 1, 1, 1])
+        >>> with TemporaryDirectory() as folder:  # by hand what features_by_depth computes
+        ...     np.save(Path(folder) / "block_001.npy", x)
+        ...     features = Features(Path(folder), ("body.2",), (2,), labels, labels)
+        ...     found = accuracy_by_components(features, features)
+        >>> found.components, [each.svm for each in found.scores], found.network
+        ((1, 2), [100.0, 100.0], 100.0)
     """
     images, width = len(training.labels), training.widths[-1]
     wanted = sorted(set(components)) if components else default_components(images, width)
@@ -136,7 +153,18 @@ def check_components(components: Sequence[int], images: int, features: int) -> N
 
 
 def draw_dimensionality(found: Sequence[Dimensionality], titles: Sequence[str]) -> Figure:
-    """Figure 7: accuracy over the number of components, a panel for each network."""
+    """Figure 7: accuracy over the number of components, a panel for each network.
+
+    Args:
+        found: of each network.
+        titles: of the panels.
+
+    Example:
+        >>> scores = tuple(Scores(svm, svm, cost=0.1, converged=True) for svm in (50.0, 90.0, 100.0))
+        >>> found = Dimensionality(4, components=(1, 2, 4), scores=scores, variance=(0.6, 0.9, 1.0), network=98.0)
+        >>> [line.get_label() for line in draw_dimensionality([found], ["a network"]).axes[0].lines]
+        ['linear SVM', 'nearest neighbour', 'the network itself']
+    """
     figure, panels = new_panels(titles)
     for axes, each in zip(panels, found, strict=True):
         svm, near = ([getattr(score, kind) for score in each.scores] for kind in ("svm", "neighbour"))

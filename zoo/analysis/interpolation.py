@@ -35,7 +35,13 @@ COLUMNS = 25
 
 @dataclass(frozen=True)
 class Interpolation:
-    """Images on the way from one to another."""
+    """Images on the way from one to another.
+
+    Example:
+        >>> images = torch.tensor([0.0, 0.25, 1.0])[:, None, None, None].expand(3, 3, 8, 8)
+        >>> Interpolation((0.0, 0.5, 1.0), images, images).distances
+        [0.25, 0.75]
+    """
 
     steps: tuple[float, ...]
     """t, the share of the first image's features."""
@@ -138,6 +144,12 @@ def draw_interpolations(found: Sequence[Interpolation]) -> Figure:
 
     Args:
         found: of images in [0, 1]; what is beyond is clipped.
+
+    Example:
+        >>> images = torch.linspace(0, 1, 3)[:, None, None, None].expand(3, 3, 8, 8)
+        >>> figure = draw_interpolations([Interpolation((0.0, 0.5, 1.0), images, images)])
+        >>> [axes.get_title() for axes in figure.axes[:3]]
+        ['t = 0.00', 't = 0.50', 't = 1.00']
     """
     columns = min(max(len(each.steps) for each in found), COLUMNS)
     figure = new_figure(0.8 * columns + 0.6, 1.95 * len(found) + 0.2)

@@ -89,20 +89,36 @@ def _derivative(function: Callable[[Tensor], Tensor], point: Tensor, v: Tensor) 
 
 @dataclass(frozen=True)
 class LargestValues:
-    """Singular values, and how well they are known."""
+    """Singular values, and how well they are known.
+
+    Example:
+        >>> jacobian = Jacobian(lambda x: x * torch.tensor([3.0, 2.0, 1.0]), torch.zeros(1, 3))
+        >>> found = largest_singular_values(jacobian, 2)
+        >>> found.values.round(decimals=5).tolist(), round(found.energy, 4), found.energy_error
+        ([3.0, 2.0], 14.0, 0.0)
+    """
 
     values: Tensor
     """Descending, in float64 on the CPU."""
     residuals: Tensor
     r"""For each value a distance within which :math:`J` has a singular value; 0 if the basis holds the whole space."""
     energy: float
-    r""":math:`\lVert J \\rVert_F^2`: of the basis exactly, of what is orthogonal to it by Hutchinson's estimate."""
+    r""":math:`\lVert J \rVert_F^2`: of the basis exactly, of what is orthogonal to it by Hutchinson's estimate."""
     energy_error: float
     """The standard error of the estimate; 0 if the basis holds the whole space."""
 
 
 def basis_size(jacobian: Jacobian, k: int, *, oversample: float = 3.0) -> int:
-    """How many vectors the basis of :func:`largest_singular_values` has on each side: 8 blocks at least."""
+    """How many vectors the basis of :func:`largest_singular_values` has on each side.
+
+    ``oversample`` times k, rounded up to whole blocks: 8 of them at least, and no more vectors than there are rows or
+    columns.
+
+    Example:
+        >>> jacobian = Jacobian(lambda x: 2 * x, torch.zeros(1, 100), block=4)
+        >>> basis_size(jacobian, 5), basis_size(jacobian, 15), basis_size(jacobian, 50)  # 8 * 4; 3 * 15, in fours; all
+        (32, 48, 100)
+    """
     wanted = max(math.ceil(oversample * k), 8 * jacobian.block)
     return min(-(-wanted // jacobian.block) * jacobian.block, jacobian.columns, jacobian.rows)
 

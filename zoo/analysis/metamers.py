@@ -52,7 +52,15 @@ def head_sees(net: Reversible) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Metamers:
-    """Images that the head cannot tell from others."""
+    """Images that the head cannot tell from others.
+
+    Example:
+        >>> import zoo
+        >>> net = zoo.create("irevnet_small", num_classes=2, blocks=(1, 1, 1))
+        >>> found = find_metamers(net, torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16))
+        >>> found.logits.shape, found.differences.shape, bool((found.differences < 1e-4).all())
+        (torch.Size([2, 2]), torch.Size([2]), True)
+    """
 
     images: Tensor
     """``(batch, channels, height, width)``, on the network's grid, if it has one."""

@@ -41,7 +41,15 @@ FEW = 4096
 
 @dataclass(frozen=True)
 class BlockSensitivity:
-    """How a block, and the way back to what it sees, change with their arguments at one image."""
+    """How a block, and the way back to what it sees, change with their arguments at one image.
+
+    Example:
+        >>> import zoo
+        >>> net = zoo.create("irevnet_small", num_classes=2, blocks=(1, 1))
+        >>> block = sensitivity_at(net, torch.rand(1, 3, 8, 8)).blocks[1]
+        >>> block.name, block.begins_stage, block.dimension, block.condition == block.largest * block.inverse
+        ('3', True, 192, True)
+    """
 
     name: str
     """Of the coupling in the body, as in its ``state_dict``."""

@@ -33,7 +33,15 @@ CLASSES = 100
 
 @dataclass(frozen=True)
 class Chosen:
-    """Classes, and which images of them."""
+    """Classes, and which images of them.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> images = SimpleNamespace(labels=np.array([0, 0, 1, 1]))
+        >>> data = SimpleNamespace(classes=["a", "b"], training=images, validation=images)
+        >>> choose(data, images=2)  # one of each class
+        Chosen(classes=(0, 1), training=(0, 2), validation=(0, 1, 2, 3))
+    """
 
     classes: tuple[int, ...]
     training: tuple[int, ...]

@@ -11,7 +11,16 @@ __all__ = ["LinearGaussian", "Problem", "TwoMoons"]
 
 
 class Problem(ABC):
-    """Two unknowns with a prior, and two measurements of them."""
+    """Two unknowns with a prior, and two measurements of them.
+
+    Example:
+        >>> problem = LinearGaussian()
+        >>> x = problem.posterior(torch.tensor([2.0, 1.5]), 10_000, Generator().manual_seed(0))
+        >>> [round(each, 1) for each in x.mean(0).tolist()]
+        [0.9, 1.0]
+        >>> problem.log_posterior(x[:3], torch.tensor([2.0, 1.5])).shape
+        torch.Size([3])
+    """
 
     shown: Tensor
     """Measurements for a picture, ``(count, 2)``."""
