@@ -14,7 +14,13 @@ __all__ = ["Course", "course_of", "courses_of", "moving_average"]
 
 @dataclass(frozen=True)
 class Course:
-    """Loss and accuracy over the steps."""
+    """Loss and accuracy over the steps.
+
+    Example:
+        >>> course = Course((10, 20), (2.3, 1.1), (10.0, 60.0), (20,), (1.2,), (55.0,), averaged=False)
+        >>> dict(zip(course.validation_steps, course.validation_top1))
+        {20: 55.0}
+    """
 
     steps: tuple[int, ...]
     """Where the training's rows end."""
@@ -73,6 +79,17 @@ def courses_of(folders: Sequence[Path]) -> dict[str, Course]:
 
     Raises:
         InputError: if one holds no run, or its log can't be read.
+
+    Example:
+        >>> import json, tempfile
+        >>> row = {"kind": "train", "step": 50, "loss": 2.0, "top1": 30.0}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     runs = [Path(folder) / name for name in ("lr0.1", "lr0.2")]
+        ...     for run in runs:
+        ...         run.mkdir()
+        ...         _ = (run / "metrics.jsonl").write_text(json.dumps(row))
+        ...     {name: course.loss for name, course in courses_of(runs).items()}
+        {'lr0.1': (2.0,), 'lr0.2': (2.0,)}
     """
     whole = {folder.resolve(): folder for folder in folders}
     common = Path(os.path.commonpath(whole))

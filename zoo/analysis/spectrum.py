@@ -271,7 +271,12 @@ def _seconds(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def draw_spectra(spectra: Sequence[Spectrum]) -> Figure:
-    """Figure 4: singular values over the largest, and the energy of the first ones, one line for each image."""
+    """Figure 4: singular values over the largest, and the energy of the first ones, one line for each image.
+
+    Example:
+        >>> [axes.get_yscale() for axes in draw_spectra([Spectrum((2.0, 1.0), (), 2, 5.0, 0.0, 0.0, None)]).axes]
+        ['log', 'linear']
+    """
     figure = new_figure(9, 3.6)
     values, energy = figure.subplots(1, 2)
     for i, each in enumerate(spectra):
