@@ -294,7 +294,8 @@ def features_by_depth(
         ...     net = zoo.create("irevnet_small", num_classes=2, blocks=(1, 1))
         ...     subject = open_subject(save_pretrained(net, Path(folder) / "net"))
         ...     found = features_by_depth(subject, ImageTree(Path(folder) / "images"), [0], Path(folder) / "kept")
-        ...     found.names, found.widths, found.block(-1).shape
+        >>> found.names, found.widths, found.labels
+        (('body.2', 'body.3'), (48, 192), array([0]))
     """
     found = DepthPass(subject, source, indices, folder, batch=batch)
     check_disk(folder, [found])

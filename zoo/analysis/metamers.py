@@ -43,7 +43,7 @@ def head_sees(net: Reversible) -> tuple[Tensor, Tensor]:
         >>> net = zoo.create("irevnet_small", num_classes=2, blocks=(1, 1))
         >>> scale, shift = head_sees(net)
         >>> scale.shape, scale[0].round(decimals=3), shift[0]
-        (torch.Size([96]), tensor(1., dtype=torch.float64), tensor(0., dtype=torch.float64))
+        (torch.Size([192]), tensor(1., dtype=torch.float64), tensor(0., dtype=torch.float64))
     """
     first = net.head[0] if len(net.head) > 1 else None
     if not isinstance(first, _BatchNorm) or not isinstance(net.head[1], nn.ReLU) or first.running_mean is None:

@@ -67,7 +67,7 @@ class Sensitivity:
     """That of every block at one image.
 
     Example:
-        >>> block = BlockSensitivity("2", True, 192, largest=2.0, inverse=4.0, condition=8.0, cumulative=16.0, typical=1.5)
+        >>> block = BlockSensitivity("2", True, 12, largest=2.0, inverse=4.0, condition=8.0, cumulative=9.0, typical=1)
         >>> found = Sensitivity((block,), residual=1e-6)
         >>> found.stages, max(each.condition for each in found.blocks)
         ([0], 8.0)
@@ -262,7 +262,7 @@ def draw_sensitivity(found: Sequence[Sensitivity]) -> Figure:
     """By depth: the condition of each block, and how much the way back from the features to it amplifies.
 
     Example:
-        >>> block = BlockSensitivity("2", True, 192, largest=2.0, inverse=4.0, condition=8.0, cumulative=16.0, typical=1.5)
+        >>> block = BlockSensitivity("2", True, 12, largest=2.0, inverse=4.0, condition=8.0, cumulative=9.0, typical=1)
         >>> figure = draw_sensitivity([Sensitivity((block,), residual=1e-6)])
         >>> [axes.get_ylabel() for axes in figure.axes]
         ['condition number of the block', 'amplification, features to its input']
