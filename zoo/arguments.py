@@ -10,6 +10,16 @@ __all__ = ["byte_count", "count", "number", "positive", "rate", "share", "worker
 def number(text: str, kind: type, low: float, high: float, rule: str) -> Any:
     """Parses a number in a range, or says the rule that it breaks.
 
+    Args:
+        text: of the number.
+        kind: ``int`` or ``float``.
+        low: the least that is allowed.
+        high: the most.
+        rule: what it must be, for the message.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is none, or out of the range.
+
     Example:
         >>> number("7", int, 1, 9, "a digit from 1 to 9")
         7

@@ -57,6 +57,9 @@ class Cost:
 def size_of(run: Run, num_classes: int) -> Size:
     """Counts the recipe's network, at the recipe's size of images.
 
+    Raises:
+        InputError: if there is no such network, or the size does not fit it.
+
     Example:
         >>> from zoo.recipes import RECIPES
         >>> size_of(Run(RECIPES["digits"]), num_classes=10)

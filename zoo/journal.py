@@ -30,8 +30,8 @@ class Journal:
         ...     journal.write({"kind": "train", "step": 51, "loss": 1.9})  # after the last checkpoint
         ...     journal.close()
         ...     Journal(path, position).close()
-        ...     path.read_text()
-        '{"kind": "train", "step": 50, "loss": 2.0}\\n'
+        ...     path.read_text().strip()
+        '{"kind": "train", "step": 50, "loss": 2.0}'
     """
 
     def __init__(self, path: Path, position: int = 0) -> None:

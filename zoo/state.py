@@ -20,10 +20,10 @@ class Stateful(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.factor = nn.Parameter(torch.ones(2))
-        >>> Scale().load_state_dict({"factor": torch.ones(3)})
+        >>> Scale().load_state_dict({"factor": torch.ones(3)})  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        zoo.errors.StateError: Scale: the state dict does not fit, 1 of 1 tensors differ, first factor: expected (2,), got (3,).
+        zoo.errors.StateError: Scale: ... 1 of 1 tensors differ, first factor: expected (2,), got (3,).
     """
 
     _version: int = (

@@ -156,8 +156,8 @@ def weights_of(model: str, tag: str | Weights) -> Weights:
         WeightsError: if there is none, or it is another model's.
 
     Example:
-        >>> weights_of("vit", Weights("vit", "mine", "https://example.org/w", "0f" * 32, Transforms(32, 32))).name
-        'vit.mine'
+        >>> weights_of("iunet", Weights("iunet", "mine", "https://example.org/w", "0f" * 32, Transforms(32, 32))).name
+        'iunet.mine'
     """
     if isinstance(tag, Weights):
         if tag.model != model:
@@ -187,10 +187,10 @@ def fetch(weights: Weights, folder: str | Path | None = None, *, progress: bool 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:  # which has the file, an empty one
-        ...     mine = Weights("vit", "mine", "https://example.org/w", hashlib.sha256().hexdigest(), Transforms(32, 32))
+        ...     mine = Weights("iunet", "mine", "https://example.org/w", hashlib.sha256().hexdigest(), Transforms(32, 32))
         ...     (Path(folder) / mine.file_name).touch()
         ...     fetch(mine, folder).name
-        'vit.mine-e3b0c44298fc1c14.safetensors'
+        'iunet.mine-e3b0c44298fc1c14.safetensors'
     """
     path = (Path(torch.hub.get_dir()) / "checkpoints" if folder is None else Path(folder)) / weights.file_name
     try:

@@ -109,7 +109,7 @@ def equal_steps(net: Reversible, x0: Tensor, x1: Tensor, count: int, *, rounds: 
         rounds: how often they are divided anew.
 
     Raises:
-        InputError: if there are fewer than 2 steps.
+        InputError: if there are fewer than 2 steps, or :func:`interpolate` refuses the images.
 
     Example:
         >>> import zoo

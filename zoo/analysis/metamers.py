@@ -29,11 +29,11 @@ KEEP = ("logits", "pooled")
 
 
 def head_sees(net: Reversible) -> tuple[Tensor, Tensor]:
-    r"""The scale a and shift b of each channel by which the head sees features f, in float64.
+    r"""The scale a and shift b of each channel by which the head sees features f.
 
     The head of ``zoo.network.pooling_head`` is batch norm, ReLU, mean over space and a linear classifier, so that
     of each channel it sees :math:`\operatorname{mean} \max(a f + b, 0)` and nothing else; with running statistics,
-    :math:`a = \gamma / \sqrt{v + \epsilon}` and :math:`b = \beta - a m`.
+    :math:`a = \gamma / \sqrt{v + \epsilon}` and :math:`b = \beta - a m`. Both are ``(feature_channels,)``, in float64.
 
     Raises:
         UnsuitedError: if the network has another head, or is not bijective.

@@ -221,7 +221,7 @@ def spectrum_cost(
 
     Example:
         >>> import zoo
-        >>> spectrum_cost(zoo.create("irevnet_small", num_classes=2, blocks=(1, 1)), torch.rand(1, 3, 8, 8), k=None).memory
+        >>> spectrum_cost(zoo.create("irevnet_small", blocks=(1, 1)), torch.rand(1, 3, 8, 8), k=None).memory
         835584
     """
     x = image.detach().to(torch.float64 if double else torch.float32)
