@@ -187,7 +187,7 @@ def fetch(weights: Weights, folder: str | Path | None = None, *, progress: bool 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:  # which has the file, an empty one
-        ...     mine = Weights("iunet", "mine", "https://example.org/w", hashlib.sha256().hexdigest(), Transforms(32, 32))
+        ...     mine = Weights("iunet", "mine", "https://example.org", hashlib.sha256().hexdigest(), Transforms(32, 32))
         ...     (Path(folder) / mine.file_name).touch()
         ...     fetch(mine, folder).name
         'iunet.mine-e3b0c44298fc1c14.safetensors'

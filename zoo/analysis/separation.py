@@ -70,7 +70,7 @@ def separation_by_depth(
         >>> from types import SimpleNamespace
         >>> x, labels = np.array([[-2.0], [-1.9], [-1.8], [1.8], [1.9], [2.0]]), np.array([0, 0, 0, 1, 1, 1])
         >>> features = SimpleNamespace(names=("0",), labels=labels, predictions=labels, block=lambda _: x)
-        >>> found = separation_by_depth(features, features)  # two results of features_by_depth, in their place
+        >>> found = separation_by_depth(features, features)  # in place of two results of features_by_depth
         >>> found.blocks[0].svm, found.blocks[0].neighbour, found.network
         (100.0, 100.0, 100.0)
     """
