@@ -64,6 +64,15 @@ class Board:
 
     Raises:
         InputError: if TensorBoard is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     board = Board(Path(folder), step=0)
+        ...     board.write({"kind": "train", "step": 1, "loss": 2.0})  # as train/loss
+        ...     board.close()
+        ...     [path.name.partition(".")[0] for path in Path(folder).iterdir()]
+        ['events']
     """
 
     def __init__(self, folder: Path, step: int) -> None:
