@@ -83,6 +83,13 @@ class Preparation:
         - images: ``(batch, 3, height, width)``, uint8
         - draws: ``(batch, 5)``, in training
         - Output: the same shape, float32: in [0, 1] or, if the recipe has mean and std, normalised
+
+    Example:
+        >>> from zoo.recipes import RECIPES
+        >>> prepare = Preparation(RECIPES["digits"])
+        >>> images = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(1, 3, 2, 3)
+        >>> prepare(images)[0, 0, 0].tolist()
+        [0.0, 0.20000000298023224, 1.0]
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -113,6 +120,14 @@ def mixture(recipe: Recipe, num_classes: int) -> Any:
 
     Source: Zhang et al., 2018, https://arxiv.org/abs/1710.09412; Yun et al., 2019, https://arxiv.org/abs/1905.04899; as
     torchvision has them
+
+    Example:
+        >>> import dataclasses
+        >>> from zoo.recipes import RECIPES
+        >>> mix = mixture(dataclasses.replace(RECIPES["digits"], mixup=0.2), num_classes=3)
+        >>> x, target = mix(torch.rand(2, 3, 8, 8), torch.tensor([0, 2]))
+        >>> x.shape, target.sum(1).tolist(), mixture(RECIPES["digits"], num_classes=3)
+        (torch.Size([2, 3, 8, 8]), [1.0, 1.0], None)
     """
     kinds: list[Any] = []
     if recipe.mixup:

@@ -51,6 +51,22 @@ class Books:
         images: of the training data.
         device: where losses are.
         world: the processes.
+
+    Example:
+        >>> import tempfile
+        >>> from zoo.journal import rows_of
+        >>> from zoo.recipes import RECIPES
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     books = Books(Run(RECIPES["digits"]), Path(folder), images=4, device=torch.device("cpu"), world=World())
+        ...     books.claim()
+        ...     books.open(step=0)
+        ...     outcome = Outcome(torch.tensor([5.0, 3.0, 4.0], dtype=torch.float64), finite=True, drift=0.0)
+        ...     books.count(outcome, [], step=1, seconds=0.5, waiting=0.1)
+        ...     _ = books.close_row({"step": 1, "epoch": 1}, peak=None)
+        ...     books.close()
+        ...     row = rows_of(Path(folder))[0]
+        >>> row["loss"], row["top1"], row["images_per_second"]
+        (1.25, 75.0, 8.0)
     """
 
     def __init__(self, run: Run, folder: Path, images: int, device: torch.device, world: World) -> None:

@@ -22,6 +22,11 @@ def build(recipe: Recipe, *, num_classes: int) -> nn.Module:
 
     Raises:
         InputError: if there is no such network, or the recipe's sizes do not fit it.
+
+    Example:
+        >>> from zoo.recipes import RECIPES
+        >>> build(RECIPES["digits"], num_classes=10)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
     if registry.kind_of(recipe.model) == "flow":
         raise InputError(f"{recipe.model} is a flow, a density; what is trained here classifies images")
@@ -46,6 +51,13 @@ def configure(net: nn.Module, run: Run, device: torch.device) -> nn.Module:
 
     Channels last is for GPUs only: FSDP refuses such weights, and on a CPU PyTorch 2.15 dies in the backward pass of a
     strided convolution of few channels, such as the first of (b).
+
+    Example:
+        >>> from zoo.recipes import RECIPES
+        >>> recipe = RECIPES["digits"]
+        >>> net = configure(build(recipe, num_classes=10), Run(recipe), torch.device("cpu"))
+        >>> type(net.backprop).__name__, net.grid == GRIDS["exact"]
+        ('Reconstruct', True)
     """
     if isinstance(net, ReversibleNetwork):
         net.backprop, net.grid = run.strategy, GRIDS[run.recipe.grid]
@@ -58,7 +70,16 @@ def configure(net: nn.Module, run: Run, device: torch.device) -> nn.Module:
 
 
 def optimizer_of(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD with the recipe's figures; without weight decay on biases and norms, if it says so."""
+    """SGD with the recipe's figures; without weight decay on biases and norms, if it says so.
+
+    Example:
+        >>> import dataclasses
+        >>> from zoo.recipes import RECIPES
+        >>> recipe = dataclasses.replace(RECIPES["digits"], decay_norms=False)
+        >>> optimizer = optimizer_of(nn.Linear(2, 1), recipe)
+        >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
+        [(1, 0.0005), (1, 0.0)]
+    """
     parameters = list(net.parameters())
     groups: list[dict[str, Any]] = [{"params": parameters, "weight_decay": recipe.weight_decay}]
     if not recipe.decay_norms:
@@ -72,6 +93,14 @@ def find_device(name: str) -> torch.device:
 
     Raises:
         InputError: if it is not.
+
+    Example:
+        >>> find_device("cpu")
+        device(type='cpu')
+        >>> find_device("gpu")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        zoo.errors.InputError: no device 'gpu' here: ...
     """
     try:
         device = torch.device(name)
@@ -82,7 +111,14 @@ def find_device(name: str) -> torch.device:
 
 
 def make_deterministic() -> None:
-    """Lets PyTorch use only algorithms that give the same bits each time; raises where there is none."""
+    """Lets PyTorch use only algorithms that give the same bits each time; raises where there is none.
+
+    Example:
+        >>> make_deterministic()
+        >>> torch.are_deterministic_algorithms_enabled()
+        True
+        >>> torch.use_deterministic_algorithms(False)  # as it was
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
@@ -93,6 +129,19 @@ def load_net(folder: Path, device: torch.device) -> tuple[nn.Module, Run]:
 
     Raises:
         InputError: if there is no run, or its checkpoints can't be read.
+
+    Example:
+        >>> import tempfile
+        >>> from zoo.recipes import RECIPES
+        >>> run = Run(RECIPES["digits"])
+        >>> weights = build(run.recipe, num_classes=2).state_dict()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run.save(Path(folder) / "config.json")
+        ...     state = {"classes": ["cat", "dog"]}
+        ...     _ = checkpoints.save(Path(folder) / "checkpoints", checkpoints.Checkpoint(5, weights, None, state))
+        ...     net, again = load_net(Path(folder), torch.device("cpu"))
+        >>> net.head[-1].out_features, again.recipe.name
+        (2, 'digits')
     """
     run = Run.load(folder / "config.json")
     checkpoint = checkpoints.load(folder / "checkpoints")

@@ -25,7 +25,16 @@ _WEIGHTS, _AVERAGE, _STATE, _META = "model.safetensors", "ema.safetensors", "sta
 
 @dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay when a new one is written, besides the best."""
+    """Which checkpoints stay when a new one is written, besides the best.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for step in range(1, 6):
+        ...         path = save(Path(folder), Checkpoint(step, {}, None, {}), keep=Keep(last=1, every=2))
+        ...     names(Path(folder))
+        ['step_000000002', 'step_000000004', 'step_000000005']
+    """
 
     last: int = 3
     """So many of the newest, at least 1."""
@@ -35,7 +44,14 @@ class Keep:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on."""
+    """All that a run needs to go on.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> checkpoint = Checkpoint(100, net.state_dict(), None, {"classes": ["cat"]})
+        >>> checkpoint.step, list(checkpoint.weights)
+        (100, ['weight', 'bias'])
+    """
 
     step: int
     weights: Mapping[str, Tensor]
@@ -46,7 +62,16 @@ class Checkpoint:
 
 
 def names(folder: Path) -> list[str]:
-    """The checkpoints in a folder, oldest first."""
+    """The checkpoints in a folder, oldest first.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for step in (1000, 200):
+        ...         path = save(Path(folder), Checkpoint(step, {}, None, {}))
+        ...     names(Path(folder))
+        ['step_000000200', 'step_000001000']
+    """
     if not folder.is_dir():
         return []
     return sorted(entry.name for entry in os.scandir(folder) if _NAME.fullmatch(entry.name) and entry.is_dir())
@@ -56,7 +81,12 @@ _NAME = re.compile(_PREFIX + r"\d{9}")
 
 
 def any_left(folder: Path) -> bool:
-    """Whether there is a checkpoint, or was one: damaged ones count, too."""
+    """Whether there is a checkpoint, or was one: damaged ones count, too.
+
+    Example:
+        >>> any_left(Path("nowhere"))
+        False
+    """
     return bool(names(folder)) or any(folder.glob(f"{_DAMAGED}*")) or any(folder.glob(f"{_OLD}*"))
 
 
@@ -74,6 +104,13 @@ def save(folder: Path, checkpoint: Checkpoint, *, best: int | None = None, keep:
 
     Raises:
         InputError: if it can't be written; the others are as they were.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save(Path(folder), Checkpoint(100, {"w": torch.ones(1)}, None, {}), best=100)
+        ...     path.name, sorted(file.name for file in path.iterdir())
+        ('step_000000100', ['meta.json', 'model.safetensors', 'state.pt'])
     """
     name = name_of(checkpoint.step)
     partial, target, old = folder / (_PARTIAL + name), folder / name, folder / f"{_OLD}{name}"
@@ -99,13 +136,27 @@ def save(folder: Path, checkpoint: Checkpoint, *, best: int | None = None, keep:
 
 
 def mark_best(folder: Path, step: int | None) -> None:
-    """Lets ``folder/best`` name the checkpoint of a step, if there is such a one."""
+    """Lets ``folder/best`` name the checkpoint of a step, if there is such a one.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save(Path(folder), Checkpoint(100, {}, None, {}))
+        ...     mark_best(Path(folder), 100)
+        ...     (Path(folder) / "best").read_text()
+        'step_000000100'
+    """
     if step is not None and (folder / name_of(step)).is_dir():
         write(folder / "best", name_of(step).encode())
 
 
 def name_of(step: int) -> str:
-    """That of the checkpoint of a step."""
+    """That of the checkpoint of a step.
+
+    Example:
+        >>> name_of(100)
+        'step_000000100'
+    """
     return f"{_PREFIX}{step:09d}"
 
 
@@ -124,6 +175,15 @@ def load(
 
     Raises:
         InputError: if there is none that is whole.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for step in (100, 200):
+        ...         path = save(Path(folder), Checkpoint(step, {"w": torch.ones(1)}, None, {}))
+        ...     _ = (path / "model.safetensors").write_bytes(b"damaged")
+        ...     load(Path(folder)).step, load(Path(folder), name_of(100)).weights
+        (100, {'w': tensor([1.])})
     """
     if owner:
         _recover(folder)
@@ -161,7 +221,15 @@ def _read_alive(path: Path) -> Checkpoint:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a small file whole or not at all, and brings it to the disk."""
+    """Writes a small file whole or not at all, and brings it to the disk.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write(path := Path(folder) / "latest", b"step_000000100")
+        ...     path.read_bytes()
+        b'step_000000100'
+    """
     partial = path.with_name(f"{path.name}.tmp")
     with partial.open("wb") as file:
         file.write(content)

@@ -37,6 +37,12 @@ def recipe_of(given: Mapping[str, Any], say: Callable[[str], None] = _silent) ->
 
     Raises:
         InputError: if there is no such recipe.
+
+    Example:
+        >>> recipe = recipe_of({"recipe": "digits", "batch_size": 32}, say=print)
+        batch size 64 to 32: learning rate 0.1 to 0.05, by the linear rule
+        >>> recipe.lr, recipe.batch_size
+        (0.05, 32)
     """
     name = given.get("recipe", "paper_irevnet_b" if "data" in given else "digits")
     if name not in RECIPES:
@@ -74,6 +80,13 @@ def prepared(given: Mapping[str, Any], world: World, say: Callable[[str], None] 
 
     Raises:
         InputError: if the folder holds a run that was configured otherwise, unless ``allow_change`` is given.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run, path = prepared({"recipe": "digits", "seed": 1, "output": f"{folder}/mine"}, World())
+        >>> run.recipe.name, run.seed, path.name
+        ('digits', 1, 'mine')
     """
     resume = given.get("resume", "auto")
     if resume not in {"auto", "never"}:
@@ -97,17 +110,35 @@ def prepared(given: Mapping[str, Any], world: World, say: Callable[[str], None] 
 
 
 def default_device() -> str:
-    """A GPU if there is one."""
+    """A GPU if there is one.
+
+    Example:
+        >>> default_device() in ("cuda", "cpu")
+        True
+    """
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def default_workers() -> int:
-    """Processes that read images: one per core but one, up to 8, shared by the processes that train here."""
+    """Processes that read images: one per core but one, up to 8, shared by the processes that train here.
+
+    Example:
+        >>> 0 <= default_workers() <= 8
+        True
+    """
     return min(8, max(_cores() // _processes_here() - 1, 0))
 
 
 def fresh(folder: Path) -> Path:
-    """The folder, or with a number behind it if there is one already."""
+    """The folder, or with a number behind it if there is one already.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (Path(folder) / "run").mkdir()
+        ...     fresh(Path(folder) / "run").name
+        'run-2'
+    """
     return next(path for path in _numbered(folder) if not path.exists())
 
 

@@ -98,6 +98,12 @@ def to_released(net_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         InputError: if it is not of such a network; the message names the key.
+
+    Example:
+        >>> net = build(blocks=(1,), channels=(24,), strides=(2,), num_classes=10)
+        >>> state = to_released(net.state_dict())
+        >>> next(iter(state)), state["linear.weight"].shape
+        ('stack.0.bottleneck_block.0.weight', torch.Size([10, 48]))
     """
     _, own = _read(net_state, str)
     return {_released_key(key): tensor for key, tensor in own.items()}
@@ -108,6 +114,14 @@ def load_converted(path: Path) -> IRevNet:
 
     Raises:
         InputError: if it can't be read, or is of another network.
+
+    Example:
+        >>> import tempfile
+        >>> net = build(blocks=(1,), channels=(24,), strides=(2,), num_classes=10)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(net.state_dict(), path := Path(folder) / "model.safetensors")
+        ...     load_converted(path)(torch.zeros(2, 3, 16, 16)).shape
+        torch.Size([2, 10])
     """
     options, state = _of(path, _read, _load(path), str)
     with torch.device("meta"):
@@ -132,6 +146,16 @@ def convert_released(checkpoint: Path, out: Path, *, execute_code: bool = False)
 
     Raises:
         InputError: if the checkpoint can't be read or is of another network, or the file can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> net = build(blocks=(1,), channels=(24,), strides=(2,), num_classes=10)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": to_released(net.state_dict())}, path := Path(folder) / "model.pth")
+        ...     digest = convert_released(path, Path(folder) / "model.safetensors")
+        ...     again = load_converted(Path(folder) / "model.safetensors")
+        >>> len(digest), torch.equal(again.head[4].bias, net.head[4].bias)
+        (64, True)
     """
     _check_new(out)
     options, state = _of(checkpoint, from_released, read_tensors(checkpoint, execute_code=execute_code))
@@ -162,6 +186,15 @@ def convert_to_released(weights: Path, out: Path) -> str:
 
     Raises:
         InputError: if the weights can't be read or are of another network, or the file can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> net = build(blocks=(1,), channels=(24,), strides=(2,), num_classes=10)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(net.state_dict(), path := Path(folder) / "model.safetensors")
+        ...     digest = convert_to_released(path, Path(folder) / "model.pth")
+        ...     torch.load(Path(folder) / "model.pth", weights_only=True)["linear.bias"].shape
+        torch.Size([10])
     """
     _check_new(out)
     state = _of(weights, to_released, _load(weights))

@@ -18,7 +18,13 @@ _EVERY = 5  # of each class, in the data's own order, every fifth digit is held 
 
 @dataclass(frozen=True)
 class Digits:
-    """Handwritten digits."""
+    """Handwritten digits.
+
+    Example:
+        >>> digits = Digits(torch.zeros(3, 1, 8, 8), torch.tensor([7, 1, 7]))
+        >>> digits.of(7).shape
+        torch.Size([2, 1, 8, 8])
+    """
 
     images: Tensor
     """``(count, 1, 8, 8)``, whole numbers from 0 to 16 as float32: so dark is the ink."""
@@ -65,6 +71,13 @@ def write_digits(root: Path) -> Path:
 
     Returns:
         ``root``.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     root = write_digits(Path(folder) / "digits")
+        ...     len(list(root.glob("train/*/*.png"))), len(list(root.glob("val/*/*.png")))
+        (1442, 355)
     """
     images, labels = load_digits(return_X_y=True)
     for number, (pixels, label, held) in enumerate(zip(images, labels, _held_out(labels), strict=True)):

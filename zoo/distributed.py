@@ -27,7 +27,13 @@ PARALLEL = ("ddp", "fsdp")
 
 @dataclass(frozen=True)
 class World:
-    """Which process this is, and of how many. Its methods are collectives: all processes must call them."""
+    """Which process this is, and of how many. Its methods are collectives: all processes must call them.
+
+    Example:
+        >>> alone = World()
+        >>> alone.main, alone.summed(torch.tensor(3)), alone.gathered("a")
+        (True, tensor(3), ['a'])
+    """
 
     rank: int = 0
     size: int = 1
@@ -114,6 +120,11 @@ def joined(device: str) -> Generator[World]:
     Raises:
         InputError: if a GPU is named by its number: each process needs another one; or if the environment lacks what
             ``torchrun`` puts there.
+
+    Example:
+        >>> with joined("cpu") as world:  # torchrun makes them several
+        ...     world.rank, world.size
+        (0, 1)
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -149,7 +160,13 @@ def joined(device: str) -> Generator[World]:
 
 
 def parallel(net: nn.Module, kind: str, world: World, device: torch.device) -> nn.Module:
-    """The module to call in training: DDP around the network, or the network sharded by FSDP2, layer by layer."""
+    """The module to call in training: DDP around the network, or the network sharded by FSDP2, layer by layer.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> parallel(net, "ddp", World(), torch.device("cpu")) is net  # one process has no need of it
+        True
+    """
     if world.size == 1:
         return net
     if kind == "ddp":
@@ -171,6 +188,14 @@ def unsynchronised(model: nn.Module, *, last: bool) -> Generator[None]:
     """Lets DDP's gradients of a part of a batch add up in each process, until the last part.
 
     FSDP sums each part's: what adds up whole in between could not be taken back if the step is given up.
+
+    Example:
+        >>> net, parts = nn.Linear(2, 1), [torch.ones(4, 2), torch.ones(4, 2)]
+        >>> for i, part in enumerate(parts):
+        ...     with unsynchronised(net, last=i == len(parts) - 1):
+        ...         net(part).sum().backward()
+        >>> net.bias.grad
+        tensor([8.])
     """
     apart = nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
     with apart:
@@ -178,12 +203,22 @@ def unsynchronised(model: nn.Module, *, last: bool) -> Generator[None]:
 
 
 def whole(tree: Any) -> Any:
-    """Tensors that are sharded over the processes, gathered on the CPU; others as they are. A collective."""
+    """Tensors that are sharded over the processes, gathered on the CPU; others as they are. A collective.
+
+    Example:
+        >>> whole({"w": torch.ones(2), "step": 3})  # nothing is sharded here
+        {'w': tensor([1., 1.]), 'step': 3}
+    """
     return tree_map(lambda t: t.full_tensor().cpu() if isinstance(t, DTensor) else t, tree)
 
 
 def like(t: Any, reference: Tensor) -> Any:
-    """A whole tensor, sharded as another one of its shape is."""
+    """A whole tensor, sharded as another one of its shape is.
+
+    Example:
+        >>> like(torch.ones(2), torch.zeros(2))  # nothing is sharded here
+        tensor([1., 1.])
+    """
     if isinstance(reference, DTensor) and isinstance(t, Tensor) and t.shape == reference.shape:
         t = t.to(reference.device, copy=True)
         return cast("Tensor", distribute_tensor(t, reference.device_mesh, reference.placements))

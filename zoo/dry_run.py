@@ -20,7 +20,12 @@ __all__ = ["Cost", "Size", "cost_of", "costs", "flops_of", "size_of"]
 
 @dataclass(frozen=True)
 class Size:
-    """A network and a step, in numbers."""
+    """A network and a step, in numbers.
+
+    Example:
+        >>> Size(parameters=1000, flops=50_000, held=12_000).held
+        12000
+    """
 
     parameters: int
     flops: int
@@ -32,7 +37,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a strategy keeps."""
+    """What a strategy keeps.
+
+    Example:
+        >>> Cost(per_image=1000, fixed=5000).largest(2**20)
+        1043
+    """
 
     per_image: int
     """Bytes of activations for each image of a batch."""
@@ -45,7 +55,16 @@ class Cost:
 
 
 def size_of(run: Run, num_classes: int) -> Size:
-    """Counts the recipe's network, at the recipe's size of images."""
+    """Counts the recipe's network, at the recipe's size of images.
+
+    Raises:
+        InputError: if there is no such network, or the size does not fit it.
+
+    Example:
+        >>> from zoo.recipes import RECIPES
+        >>> size_of(Run(RECIPES["digits"]), num_classes=10)
+        Size(parameters=484738, flops=4660224, held=5816856)
+    """
     size = run.recipe.size
     with torch.device("meta"):
         net = build(run.recipe, num_classes=num_classes).eval()
@@ -80,6 +99,13 @@ def costs(run: Run, num_classes: int) -> Iterator[tuple[str, Cost]]:
     Of i-RevNets it is the plan of their body, see :meth:`invertible.Sequential.plan`, and of all others
     :func:`cost_of`: nothing under autocast, which tensors without data know nothing of. A network without chains of
     invertible layers stores everything.
+
+    Example:
+        >>> import dataclasses
+        >>> from zoo.recipes import RECIPES
+        >>> run = Run(dataclasses.replace(RECIPES["digits"], model="resnet_small", size=16))
+        >>> [(name, cost.per_image > 100_000) for name, cost in costs(run, num_classes=10)]
+        [('store', True)]
     """
     with torch.device("meta"):
         net = build(run.recipe, num_classes=num_classes)

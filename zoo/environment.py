@@ -14,7 +14,12 @@ __all__ = ["changes", "environment", "free_memory"]
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, the decoder of JPEG files, threads, and what the device is."""
+    """Versions, the decoder of JPEG files, threads, and what the device is.
+
+    Example:
+        >>> list(environment(torch.device("cpu")))
+        ['python', 'torch', 'torchvision', 'decoder', 'threads', 'device']
+    """
     gpu = device.type == "cuda"
     return {
         "python": platform.python_version(),
@@ -27,7 +32,16 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def changes(config: Path, now: dict[str, Any]) -> list[str]:
-    """What is other now than when a run's configuration was written: ``name: before, now ...``."""
+    """What is other now than when a run's configuration was written: ``name: before, now ...``.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config = Path(folder) / "config.json"
+        ...     _ = config.write_text('{"environment": {"threads": 2, "python": "3.12.0"}}')
+        ...     changes(config, {"threads": 1, "python": "3.12.0"})
+        ['threads: 2, now 1']
+    """
     if not config.exists():
         return []
     before = json.loads(config.read_text(encoding="utf-8")).get("environment", {})
@@ -35,7 +49,12 @@ def changes(config: Path, now: dict[str, Any]) -> list[str]:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free there; ``None`` if that can't be told."""
+    """Bytes that are free there; ``None`` if that can't be told.
+
+    Example:
+        >>> (free_memory(torch.device("cpu")) or 2**30) > 2**20
+        True
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     table = Path("/proc/meminfo")

@@ -21,27 +21,78 @@ __all__ = [
 
 
 class InputError(ValueError):
-    """Something that a user gave is wrong; the message is one line that says what. Commands exit with code 2."""
+    """Something that a user gave is wrong; the message is one line that says what. Commands exit with code 2.
+
+    Example:
+        >>> from zoo.data import open_data
+        >>> open_data("nowhere")
+        Traceback (most recent call last):
+            ...
+        zoo.errors.InputError: no such folder: nowhere
+    """
 
 
 class UnsuitedError(InputError):
-    """What is asked for can't be had of a network of this kind, whatever else is given."""
+    """What is asked for can't be had of a network of this kind, whatever else is given.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from zoo.analysis import reversible
+        >>> reversible(SimpleNamespace(net=nn.Flatten(), model="flatten"))
+        Traceback (most recent call last):
+            ...
+        zoo.errors.UnsuitedError: flatten has no inverse; this analysis is of i-RevNets and invertible U-Nets
+    """
 
 
 class WeightsError(InputError):
-    """Weights cannot be had, are not what they should be, or do not fit the network. Nothing was loaded."""
+    """Weights cannot be had, are not what they should be, or do not fit the network. Nothing was loaded.
+
+    Example:
+        >>> import zoo
+        >>> zoo.create("resnet50", weights="imagenet")
+        Traceback (most recent call last):
+            ...
+        zoo.errors.WeightsError: zoo.create: resnet50 has no weights 'imagenet'; it has none.
+    """
 
 
 class StateError(WeightsError, RuntimeError):
-    """A state dict does not fit the network, and nothing was loaded. Torch's own would be a ``RuntimeError``."""
+    """A state dict does not fit the network, and nothing was loaded. Torch's own would be a ``RuntimeError``.
+
+    Example:
+        >>> import zoo
+        >>> net = zoo.create("irevnet_small", num_classes=2, blocks=(1, 1, 1))
+        >>> state = net.state_dict() | {"head.4.bias": torch.zeros(3)}
+        >>> net.load_state_dict(state)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        zoo.errors.StateError: IRevNet: ... 1 of 56 tensors differ, first head.4.bias: expected (2,), got (3,).
+    """
 
 
 class DivergedError(InputError):
-    """The loss is no longer finite, values have become too large, or the gradients are wrong."""
+    """The loss is no longer finite, values have become too large, or the gradients are wrong.
+
+    Example:
+        >>> import zoo
+        >>> net = zoo.create("irevnet_small", num_classes=2, blocks=(1, 1, 1))
+        >>> net.grid = "exact"
+        >>> with diverging("at step 7", otherwise=""):
+        ...     net(torch.full((2, 3, 16, 16), 1e30))
+        Traceback (most recent call last):
+            ...
+        zoo.errors.DivergedError: the activations reach 1e+30 at step 7, and the grid ends at 8192; try a lower --lr
+    """
 
 
 def reason(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its kind if it has none."""
+    """Returns the first line of an error's message, or its kind if it has none.
+
+    Example:
+        >>> reason(FileNotFoundError(2, "No such file or directory", "x.tar")), reason(KeyError())
+        ('No such file or directory', 'KeyError')
+    """
     text = getattr(error, "strerror", None) or str(error)
     return text.splitlines()[0] if text else type(error).__name__
 
@@ -56,6 +107,13 @@ def diverging(at: str, *, otherwise: str = ", or --grid none") -> Generator[None
 
     Raises:
         DivergedError: if a value leaves the grid, or a reconstruction is off.
+
+    Example:
+        >>> with diverging("at step 7"):
+        ...     raise DriftError
+        Traceback (most recent call last):
+            ...
+        zoo.errors.DivergedError: the activations are not finite at step 7; try a lower --lr
     """
     try:
         yield
@@ -82,6 +140,13 @@ def in_memory() -> Generator[None]:
 
     Raises:
         InputError: if it doesn't.
+
+    Example:
+        >>> with in_memory():
+        ...     raise MemoryError("no 3 TiB")
+        Traceback (most recent call last):
+            ...
+        zoo.errors.InputError: the memory does not suffice: no 3 TiB
     """
     try:
         yield

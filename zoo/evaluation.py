@@ -18,7 +18,13 @@ __all__ = ["Evaluation", "evaluate", "evaluating", "logits_of"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracies in percent and the mean cross entropy in nats, over every image once."""
+    """Accuracies in percent and the mean cross entropy in nats, over every image once.
+
+    Example:
+        >>> found = Evaluation(top1=75.0, top5=100.0, loss=0.5, images=4)
+        >>> found.top1, found.unread
+        (75.0, 0)
+    """
 
     top1: float
     top5: float
@@ -30,7 +36,16 @@ class Evaluation:
 
 @contextmanager
 def evaluating(net: nn.Module) -> Generator[None]:
-    """Puts a network into ``eval`` mode, and every part of it back into the mode that it was in."""
+    """Puts a network into ``eval`` mode, and every part of it back into the mode that it was in.
+
+    Example:
+        >>> net = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2).eval())
+        >>> with evaluating(net):
+        ...     print([part.training for part in net])
+        [False, False]
+        >>> [part.training for part in net]
+        [True, False]
+    """
     modes = [(part, part.training) for part in net.modules()]
     net.eval()
     try:
@@ -41,7 +56,15 @@ def evaluating(net: nn.Module) -> Generator[None]:
 
 
 def logits_of(net: nn.Module, x: Tensor) -> Tensor:
-    """What a network returns; where a value leaves its grid, what it returns without one."""
+    """What a network returns; where a value leaves its grid, what it returns without one.
+
+    Example:
+        >>> import zoo
+        >>> net = zoo.create("irevnet_small", num_classes=2, blocks=(1, 1, 1)).eval()
+        >>> net.grid = "exact"
+        >>> logits_of(net, torch.full((1, 3, 16, 16), 1e30)).shape  # net(x) would raise StreamRangeError
+        torch.Size([1, 2])
+    """
     try:
         return net(x)
     except StreamRangeError:
@@ -69,6 +92,12 @@ def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, world:
 
     Raises:
         InputError: if there is no image.
+
+    Example:
+        >>> batches = [(torch.eye(3), torch.tensor([0, 1, 0]))]
+        >>> found = evaluate(nn.Identity(), batches)
+        >>> round(found.top1, 1), found.top5, round(found.loss, 2), found.images
+        (66.7, 100.0, 0.88, 3)
     """
     totals = torch.zeros(4, dtype=torch.float64)
     with evaluating(net):

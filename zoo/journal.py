@@ -20,6 +20,18 @@ class Journal:
     Args:
         path: of the file, which is added to.
         position: bytes of it that count; what an interrupted session wrote after its last checkpoint is cut off.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     journal = Journal(path := Path(folder) / "metrics.jsonl")
+        ...     journal.write({"kind": "train", "step": 50, "loss": 2.0})
+        ...     position = journal.position()
+        ...     journal.write({"kind": "train", "step": 51, "loss": 1.9})  # after the last checkpoint
+        ...     journal.close()
+        ...     Journal(path, position).close()
+        ...     path.read_text().strip()
+        '{"kind": "train", "step": 50, "loss": 2.0}'
     """
 
     def __init__(self, path: Path, position: int = 0) -> None:
@@ -52,6 +64,15 @@ class Board:
 
     Raises:
         InputError: if TensorBoard is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     board = Board(Path(folder), step=0)
+        ...     board.write({"kind": "train", "step": 1, "loss": 2.0})  # as train/loss
+        ...     board.close()
+        ...     [path.name.partition(".")[0] for path in Path(folder).iterdir()]
+        ['events']
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -78,6 +99,16 @@ def rows_of(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
     Raises:
         InputError: if there is no log, or it can't be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     journal = Journal(Path(folder) / "metrics.jsonl")
+        ...     for step in (50, 100):
+        ...         journal.write({"kind": "train", "step": step})
+        ...     journal.close()
+        ...     rows_of(Path(folder), "train")
+        [{'kind': 'train', 'step': 50}, {'kind': 'train', 'step': 100}]
     """
     path = folder / "metrics.jsonl"
     try:

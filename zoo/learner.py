@@ -29,7 +29,14 @@ __all__ = ["Learner", "Outcome"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step of training did, in this process."""
+    """What a step of training did, in this process.
+
+    Example:
+        >>> outcome = Outcome(torch.tensor([5.0, 3.0, 4.0], dtype=torch.float64), finite=True, drift=None)
+        >>> loss, hits, images = outcome.sums.tolist()
+        >>> loss / images, hits / images
+        (1.25, 0.75)
+    """
 
     sums: Tensor
     """Of the loss, of the hits of the largest logit, and the number of images: float64, on the device."""
@@ -49,6 +56,16 @@ class Learner:
         num_classes: of the data.
         device: to train on.
         world: the processes.
+
+    Example:
+        >>> from zoo.recipes import RECIPES
+        >>> recipe = dataclasses.replace(RECIPES["digits"], model_options={"blocks": (1, 1)})
+        >>> learner = Learner(Run(recipe), 2, torch.device("cpu"), World())
+        >>> images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+        >>> batch = Batch(images, torch.tensor([0, 1, 0, 1]), torch.rand(4, 5), [(0, i) for i in range(4)], [])
+        >>> outcome = learner.step([batch], lr=0.1, number=1)
+        >>> outcome.finite, outcome.drift, int(outcome.sums[2])
+        (True, 0.0, 4)
     """
 
     def __init__(self, run: Run, num_classes: int, device: torch.device, world: World) -> None:

@@ -22,9 +22,12 @@ def draw_curves(courses: Mapping[str, Course]) -> Figure:
         courses: by the names that the runs have in it; one alone needs none.
 
     Example:
-        >>> course = Course((50, 100), (2.0, 1.0), (30.0, 60.0), (100,), (1.2,), (55.0,), averaged=False)
-        >>> [axes.get_ylabel() for axes in draw_curves({"seed 0": course}).axes]
+        >>> course = Course((10, 20), (2.3, 1.1), (10.0, 60.0), (20,), (1.2,), (55.0,), averaged=False)
+        >>> figure = draw_curves({"lr 0.1": course, "lr 0.2": course})
+        >>> [axes.get_ylabel() for axes in figure.axes]
         ['cross entropy (nats)', 'top-1 accuracy (%)']
+        >>> [text.get_text() for text in figure.axes[0].get_legend().texts][:2]
+        ['lr 0.1: training', 'lr 0.1: validation']
     """
     figure = new_figure(9, 3.6)
     loss, accuracy = figure.subplots(1, 2)
@@ -59,6 +62,14 @@ def reconstructions(images: Tensor, recovered: Tensor, path: Path) -> None:
         images: ``(batch, 3, height, width)`` in [0, 1]; one column each.
         recovered: the same shape.
         path: of the PNG file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "reconstructions.png"
+        ...     reconstructions(x := torch.rand(1, 3, 8, 8), x + 1e-3, path)
+        ...     path.read_bytes()[1:4]
+        b'PNG'
     """
     difference = (recovered.double() - images.double()).abs()
     largest = float(difference.max())
@@ -81,13 +92,26 @@ def reconstructions(images: Tensor, recovered: Tensor, path: Path) -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches, on white, so that it is readable on a dark page, too."""
+    """An empty figure of this size in inches, on white, so that it is readable on a dark page, too.
+
+    Example:
+        >>> new_figure(6, 4).get_size_inches().tolist()
+        [6.0, 4.0]
+    """
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)  # no pyplot: it keeps figures, and wants a display
     return figure
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as a PNG file, into a folder that is made if it is not there."""
+    """Writes a figure as a PNG file, into a folder that is made if it is not there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(new_figure(2, 1), path := Path(folder) / "pictures/empty.png")
+        ...     path.read_bytes()[1:4]
+        b'PNG'
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, format="png")

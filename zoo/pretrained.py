@@ -78,6 +78,13 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> nn.Mo
 
     Raises:
         WeightsError: if there is no such folder, its files can't be read, or the weights do not fit.
+
+    Example:
+        >>> import tempfile, zoo
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_pretrained(zoo.create("irevnet_small", num_classes=3, blocks=(1, 1, 1)), folder)
+        ...     from_pretrained(path)(torch.zeros(2, 3, 16, 16)).shape
+        torch.Size([2, 3])
     """
     folder = Path(source)
     try:

@@ -21,6 +21,15 @@ class Reporter:
         total: steps of the whole run.
         done: steps of it that an earlier session has done.
         log_every: steps between two rows of the log.
+
+    Example:
+        >>> import sys
+        >>> from rich.console import Console
+        >>> figures = {"train_loss": 1.5, "loss": 1.2, "top1": 60.0, "images_per_second": 900.0}
+        >>> with Reporter(Console(file=sys.stdout, force_terminal=False), total=44) as reporter:  # no bar
+        ...     reporter.at(22)
+        ...     reporter.epoch({"epoch": 1, **figures}, epochs=2)
+        epoch 1/2  loss 1.5000  validation 1.2000  top-1  60.00%  900 images/s
     """
 
     def __init__(self, console: Console | None, *, total: int, done: int = 0, log_every: int = 100) -> None:
@@ -99,5 +108,11 @@ def _number(value: float | None) -> float:
 
 
 def say(console: Console, line: str) -> None:
-    """Prints a line as it is, whatever brackets are in it, and lets the terminal break it."""
+    """Prints a line as it is, whatever brackets are in it, and lets the terminal break it.
+
+    Example:
+        >>> import sys
+        >>> say(Console(file=sys.stdout), "[ok] done")
+        [ok] done
+    """
     console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -15,6 +15,12 @@ class Recipe:
     The optimiser is SGD with momentum. The learning rate is a function of the step alone, see
     :func:`zoo.schedule.learning_rate`. ``batch_size`` and ``lr`` belong together: :func:`zoo.schedule.scaled` gives the
     recipe for another batch size.
+
+    Example:
+        >>> import dataclasses
+        >>> mine = dataclasses.replace(RECIPES["digits"], name="mine", lr=0.05, epochs=10)
+        >>> mine.model, mine.lr, mine.evaluation_size
+        ('irevnet_small', 0.05, 32)
     """
 
     name: str

@@ -51,7 +51,18 @@ _SAME = ("recipe", "backprop", "budget", "source", "top1")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All that decides a run's result, and where it runs."""
+    """All that decides a run's result, and where it runs.
+
+    Example:
+        >>> import tempfile
+        >>> from zoo.recipes import RECIPES
+        >>> run = Run(RECIPES["digits"], seed=7)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run.save(path := Path(folder) / "config.json")
+        ...     again = Run.load(path)
+        >>> again.seed, again.recipe.lr, again.kept
+        (7, 0.1, 'reconstruct')
+    """
 
     recipe: Recipe
     data: str | None = None

@@ -20,7 +20,13 @@ def steps(recipe: Recipe, *, per_epoch: int) -> int:
 
 
 def warmup_steps(recipe: Recipe, *, per_epoch: int) -> int:
-    """The length of the warm-up, in steps."""
+    """The length of the warm-up, in steps.
+
+    Example:
+        >>> from zoo.recipes import RECIPES
+        >>> warmup_steps(RECIPES["digits"], per_epoch=22)
+        44
+    """
     return round(recipe.warmup_epochs * per_epoch)
 
 

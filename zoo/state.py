@@ -13,7 +13,18 @@ _ABSENT = "no such tensor"
 
 
 class Stateful(nn.Module):
-    """A module whose state dict has a version, and loads whole or not at all."""
+    """A module whose state dict has a version, and loads whole or not at all.
+
+    Example:
+        >>> class Scale(Stateful):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.factor = nn.Parameter(torch.ones(2))
+        >>> Scale().load_state_dict({"factor": torch.ones(3)})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        zoo.errors.StateError: Scale: ... 1 of 1 tensors differ, first factor: expected (2,), got (3,).
+    """
 
     _version: int = (
         1  # in state_dict()._metadata; raised when keys change their meaning, with a conversion of older ones
@@ -81,5 +92,10 @@ def _shape(value: Any) -> object:
 
 
 def name_of(net: nn.Module) -> str:
-    """Its class's name; FSDP makes a class of its own of it."""
+    """Its class's name; FSDP makes a class of its own of it.
+
+    Example:
+        >>> name_of(nn.Linear(2, 1))
+        'Linear'
+    """
     return next(kind.__name__ for kind in type(net).__mro__ if not kind.__name__.startswith("FSDP"))

@@ -20,23 +20,55 @@ FAILED = 3
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the user asked for it)
-    """The user pressed Ctrl-C; the run is saved."""
+    """The user pressed Ctrl-C; the run is saved.
+
+    Example:
+        >>> try:
+        ...     raise Interrupted  # as Trainer.fit does
+        ... except (Interrupted, Terminated) as stop:
+        ...     print("saved after", type(stop).__name__)
+        saved after Interrupted
+    """
 
 
 class Terminated(Exception):  # noqa: N818
-    """A scheduler sent SIGTERM or SIGUSR1; the run is saved and can go on."""
+    """A scheduler sent SIGTERM or SIGUSR1; the run is saved and can go on.
+
+    Example:
+        >>> try:
+        ...     raise Terminated  # as Trainer.fit does
+        ... except (Interrupted, Terminated) as stop:
+        ...     print("saved after", type(stop).__name__)
+        saved after Terminated
+    """
 
 
 @dataclass
 class Stop:
-    """What has been asked for: nothing (0), ``TERMINATED`` or ``INTERRUPTED``."""
+    """What has been asked for: nothing (0), ``TERMINATED`` or ``INTERRUPTED``.
+
+    Example:
+        >>> stop = Stop()
+        >>> stop.asked = TERMINATED  # as a signal does, under stopping()
+        >>> bool(stop.asked), stop.asked == INTERRUPTED
+        (True, False)
+    """
 
     asked: int = 0
 
 
 @contextmanager
 def stopping() -> Generator[Stop]:
-    """Turns Ctrl-C, SIGTERM and SIGUSR1 into a request; a second Ctrl-C ends the program at once."""
+    """Turns Ctrl-C, SIGTERM and SIGUSR1 into a request; a second Ctrl-C ends the program at once.
+
+    Example:
+        >>> with stopping() as stop:
+        ...     for step in range(3):
+        ...         if stop.asked:
+        ...             break
+        >>> step, stop.asked
+        (2, 0)
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may set handlers
@@ -60,7 +92,13 @@ def stopping() -> Generator[Stop]:
 
 @contextmanager
 def stopped_by_sigterm() -> Generator[Callable[[], bool]]:
-    """Lets SIGTERM do what Ctrl-C does, so that what was computed can be kept; it yields what tells whether it came."""
+    """Lets SIGTERM do what Ctrl-C does, so that what was computed can be kept; it yields what tells whether it came.
+
+    Example:
+        >>> with stopped_by_sigterm() as came:
+        ...     came()
+        False
+    """
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # only the main thread may set handlers

@@ -60,6 +60,21 @@ class Trainer:
 
     Raises:
         InputError: if data, device, size or model of the configuration are not to be had.
+
+    Example:
+        >>> import dataclasses, tempfile
+        >>> from PIL import Image
+        >>> from zoo.recipes import RECIPES
+        >>> small = {"model_options": {"blocks": (1, 1)}, "batch_size": 2, "iterations": 1}
+        >>> recipe = dataclasses.replace(RECIPES["digits"], **small)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("train/cat/0.png", "train/dog/0.png", "val/cat/0.png", "val/dog/0.png"):
+        ...         (path := Path(folder) / name).parent.mkdir(parents=True)
+        ...         Image.new("RGB", (32, 32)).save(path)
+        ...     trainer = Trainer(Run(recipe, data=folder), Path(folder) / "run")
+        ...     trainer.fit(Reporter(None, total=trainer.total))
+        ...     trainer.step, trainer.evaluate().images, trainer.net.training
+        (1, 2, True)
     """
 
     def __init__(self, run: Run, folder: Path, *, world: World | None = None) -> None:

@@ -43,6 +43,13 @@ def read_tensors(path: Path, *, execute_code: bool = False) -> dict[str, Tensor]
 
     Raises:
         InputError: if the file can't be read, would execute code, or holds no state dict.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"epoch": 5, "state_dict": {"w": torch.ones(2)}}, path := Path(folder) / "net.pth")
+        ...     read_tensors(path)
+        {'w': tensor([1., 1.])}
     """
     try:
         file = path.open("rb")

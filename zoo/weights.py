@@ -48,6 +48,11 @@ class Transforms:
 
     Raises:
         ValueError: if mean and standard deviation are of different numbers of channels.
+
+    Example:
+        >>> prepare = Transforms(resize=40, crop=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> prepare(torch.full((3, 60, 80), 255, dtype=torch.uint8)).mean(dim=(1, 2))  # white becomes (1 - 0.5) / 0.5
+        tensor([1., 1., 1.])
     """
 
     resize: int
@@ -97,6 +102,10 @@ class Weights:
     Raises:
         ValueError: if the hash is not all of a SHA-256, the URL is not one of the web, or model or tag could not be in
             a file's name.
+
+    Example:
+        >>> Weights("irevnet_small", "mine", "https://example.org/w", "0f" * 32, Transforms(32, 32)).file_name
+        'irevnet_small.mine-0f0f0f0f0f0f0f0f.safetensors'
     """
 
     model: str
@@ -145,6 +154,10 @@ def weights_of(model: str, tag: str | Weights) -> Weights:
 
     Raises:
         WeightsError: if there is none, or it is another model's.
+
+    Example:
+        >>> weights_of("iunet", Weights("iunet", "mine", "https://example.org/w", "0f" * 32, Transforms(32, 32))).name
+        'iunet.mine'
     """
     if isinstance(tag, Weights):
         if tag.model != model:
@@ -170,6 +183,14 @@ def fetch(weights: Weights, folder: str | Path | None = None, *, progress: bool 
     Raises:
         WeightsError: if they can't be downloaded, have another hash, or can't be written. The message says what to
             download to where, for a machine without a network.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:  # which has the file, an empty one
+        ...     mine = Weights("iunet", "mine", "https://example.org", hashlib.sha256().hexdigest(), Transforms(32, 32))
+        ...     (Path(folder) / mine.file_name).touch()
+        ...     fetch(mine, folder).name
+        'iunet.mine-e3b0c44298fc1c14.safetensors'
     """
     path = (Path(torch.hub.get_dir()) / "checkpoints" if folder is None else Path(folder)) / weights.file_name
     try:
@@ -282,6 +303,13 @@ def save_weights(net: nn.Module, path: str | Path) -> None:
 
     Raises:
         WeightsError: if it can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_weights(nn.Linear(2, 1), path := Path(folder) / "w.safetensors")
+        ...     stored_in(path)["weight"]
+        Stored(shape=(1, 2), dtype='F32')
     """
     tensors = {key: t.detach().cpu().contiguous() for key, t in net.state_dict().items()}
     try:

@@ -115,7 +115,14 @@ def equal_steps(net: Reversible, x0: Tensor, x1: Tensor, count: int, *, rounds: 
         rounds: how often they are divided anew.
 
     Raises:
-        InputError: if there are fewer than 2 steps.
+        InputError: if there are fewer than 2 steps, or :func:`interpolate` refuses the images.
+
+    Example:
+        >>> import zoo
+        >>> net = zoo.create("irevnet_small", num_classes=2, blocks=(1, 1))
+        >>> steps = equal_steps(net, torch.ones(3, 8, 8), torch.zeros(3, 8, 8), 3)
+        >>> steps[0], steps[-1], 0 < steps[1] < 1
+        (1.0, 0.0, True)
     """
     if count < 2:
         raise InputError(f"from one image to another there are at least 2 steps, got {count}")
@@ -180,6 +187,14 @@ def write_animation(found: Interpolation, path: Path, *, pixels: int = 128, mill
 
     Raises:
         InputError: if it can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> found = Interpolation((1.0, 0.0), torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_animation(found, path := Path(folder) / "pair.gif")
+        ...     path.read_bytes()[:6]
+        b'GIF89a'
     """
     factor = -(-pixels // found.images.shape[2])
     frames: list[Image.Image] = []

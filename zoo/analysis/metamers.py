@@ -29,14 +29,21 @@ KEEP = ("logits", "pooled")
 
 
 def head_sees(net: Reversible) -> tuple[Tensor, Tensor]:
-    r"""The scale a and shift b of each channel by which the head sees features f, in float64.
+    r"""The scale a and shift b of each channel by which the head sees features f.
 
     The head of ``zoo.network.pooling_head`` is batch norm, ReLU, mean over space and a linear classifier, so that
     of each channel it sees :math:`\operatorname{mean} \max(a f + b, 0)` and nothing else; with running statistics,
-    :math:`a = \gamma / \sqrt{v + \epsilon}` and :math:`b = \beta - a m`.
+    :math:`a = \gamma / \sqrt{v + \epsilon}` and :math:`b = \beta - a m`. Both are ``(feature_channels,)``, in float64.
 
     Raises:
         UnsuitedError: if the network has another head, or is not bijective.
+
+    Example:
+        >>> import zoo
+        >>> net = zoo.create("irevnet_small", num_classes=2, blocks=(1, 1))
+        >>> scale, shift = head_sees(net)
+        >>> scale.shape, scale[0].round(decimals=3), shift[0]
+        (torch.Size([192]), tensor(1., dtype=torch.float64), tensor(0., dtype=torch.float64))
     """
     first = net.head[0] if len(net.head) > 1 else None
     if not isinstance(first, _BatchNorm) or not isinstance(net.head[1], nn.ReLU) or first.running_mean is None:
@@ -147,6 +154,11 @@ def draw_metamers(
         approached: those whose features were approached.
         images: the metamers; what is beyond [0, 1] is clipped.
         captions: what stands below these three, for each pair.
+
+    Example:
+        >>> figure = draw_metamers(*torch.rand(3, 1, 3, 8, 8))
+        >>> [axes.get_title() for axes in figure.axes[:3]]
+        ['A: logits kept', 'B: approached', 'metamer']
     """
     titles = ("A: logits kept", "B: approached", "metamer", "|metamer − A|", "|metamer − B|")
     figure = new_figure(7.6, 1.75 * len(images) + 0.3)

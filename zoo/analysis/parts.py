@@ -111,6 +111,11 @@ def key_of(*, net: nn.Module | None = None, image: Tensor | None = None, **setti
         net: built by the zoo.
         image: and where it is computed with.
         settings: whatever else decides the bits of the result.
+
+    Example:
+        >>> x = torch.zeros(3)
+        >>> len(key_of(image=x, k=5)), key_of(image=x, k=5) == key_of(image=x, k=6)
+        (64, False)
     """
     device = torch.device("cpu") if image is None else image.device
     machine = environment(device)

@@ -32,7 +32,13 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Images that come back of values with noise added."""
+    """Images that come back of values with noise added.
+
+    Example:
+        >>> images = torch.zeros(1, 2, 3, 8, 8, dtype=torch.float64)
+        >>> Perturbation(None, (0.1,), images, torch.tensor([[0.05, 0.2]], dtype=torch.float64)).amplification
+        tensor([[0.5000, 2.0000]], dtype=torch.float64)
+    """
 
     block: str | None
     """The name of the layer whose values they are; ``None``: the features."""
@@ -124,6 +130,13 @@ def draw_perturbation(found: Perturbation, originals: Tensor) -> Figure:
     Args:
         found: of images in [0, 1]; what is beyond is clipped in the picture.
         originals: the images without noise, ``(batch, 3, height, width)`` in [0, 1].
+
+    Example:
+        >>> errors = torch.tensor([[1e-3, 2e-3], [0.1, 0.3]])
+        >>> found = Perturbation(None, (1e-3, 0.1), torch.rand(2, 2, 3, 8, 8), errors)
+        >>> figure = draw_perturbation(found, torch.rand(2, 3, 8, 8))
+        >>> [axes.get_title() for axes in figure.axes[:3]]
+        ['image', 'noise 0.001', 'noise 0.1']
     """
     columns = [originals, *found.images]
     rows = min(SHOWN, len(originals))

@@ -72,7 +72,14 @@ class BlockSensitivity:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """That of every block at one image."""
+    """That of every block at one image.
+
+    Example:
+        >>> block = BlockSensitivity("2", True, 12, largest=2.0, inverse=4.0, condition=8.0, cumulative=9.0, typical=1)
+        >>> found = Sensitivity((block,), residual=1e-6)
+        >>> found.stages, max(each.condition for each in found.blocks)
+        ([0], 8.0)
+    """
 
     blocks: tuple[BlockSensitivity, ...]
     """In the order of the forward pass."""
@@ -242,6 +249,12 @@ def sensitivity_cost(net: Reversible, image: Tensor, *, seed: int = 0) -> float:
     """Estimates the seconds of :func:`sensitivity_at`, by the time that the whole inverse takes.
 
     The ways back to all blocks are half as long, on average; all blocks together, ahead and back, cost two of it.
+
+    Example:
+        >>> import zoo
+        >>> net = zoo.create("irevnet_small", num_classes=2, blocks=(1, 1))
+        >>> 0 < sensitivity_cost(net, torch.rand(1, 3, 8, 8)) < 60
+        True
     """
     x = image.detach().float()
     plain = copy_without_grid(net, x.dtype)
@@ -254,7 +267,14 @@ def sensitivity_cost(net: Reversible, image: Tensor, *, seed: int = 0) -> float:
 
 
 def draw_sensitivity(found: Sequence[Sensitivity]) -> Figure:
-    """By depth: the condition of each block, and how much the way back from the features to it amplifies."""
+    """By depth: the condition of each block, and how much the way back from the features to it amplifies.
+
+    Example:
+        >>> block = BlockSensitivity("2", True, 12, largest=2.0, inverse=4.0, condition=8.0, cumulative=9.0, typical=1)
+        >>> figure = draw_sensitivity([Sensitivity((block,), residual=1e-6)])
+        >>> [axes.get_ylabel() for axes in figure.axes]
+        ['condition number of the block', 'amplification, features to its input']
+    """
     figure = new_figure(9.6, 3.8)
     condition, back = figure.subplots(1, 2)
     for i, each in enumerate(found):

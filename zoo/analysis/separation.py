@@ -20,7 +20,13 @@ __all__ = ["Separation", "draw_separation", "separation_by_depth"]
 
 @dataclass(frozen=True)
 class Separation:
-    """Accuracies on the validation images, in percent."""
+    """Accuracies on the validation images, in percent.
+
+    Example:
+        >>> scores = Scores(svm=97.5, neighbour=95.0, cost=0.01, converged=False)
+        >>> Separation(blocks=(scores, scores), network=99.0).unfinished
+        [1, 2]
+    """
 
     blocks: tuple[Scores, ...]
     """After each block, of classifiers that were trained on its features."""
@@ -59,6 +65,14 @@ def separation_by_depth(
 
     Raises:
         InputError: if there are fewer than two classes, or one has too few images for cross-validation.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> x, labels = np.array([[-2.0], [-1.9], [-1.8], [1.8], [1.9], [2.0]]), np.array([0, 0, 0, 1, 1, 1])
+        >>> features = SimpleNamespace(names=("0",), labels=labels, predictions=labels, block=lambda _: x)
+        >>> found = separation_by_depth(features, features)  # in place of two results of features_by_depth
+        >>> found.blocks[0].svm, found.blocks[0].neighbour, found.network
+        (100.0, 100.0, 100.0)
     """
     check_folds(training.labels)
     about = {"analysis": "separation", "seed": seed, "costs": COSTS, "folds": FOLDS}
@@ -82,7 +96,14 @@ def accuracy_of(features: Features) -> float:
 
 
 def draw_separation(found: Sequence[Separation], titles: Sequence[str]) -> Figure:
-    """Figure 6: accuracy over depth, a panel for each network."""
+    """Figure 6: accuracy over depth, a panel for each network.
+
+    Example:
+        >>> scores = Scores(svm=97.5, neighbour=95.0, cost=0.01, converged=True)
+        >>> figure = draw_separation([Separation(blocks=(scores, scores), network=99.0)], ["i-RevNet"])
+        >>> figure.axes[0].get_title()
+        'i-RevNet'
+    """
     figure, panels = new_panels(titles)
     for axes, each in zip(panels, found, strict=True):
         depth = range(1, len(each.blocks) + 1)

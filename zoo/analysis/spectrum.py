@@ -31,7 +31,13 @@ DENSE = 4096
 
 @dataclass(frozen=True)
 class Spectrum:
-    r"""Singular values of :math:`\partial\Phi` at one image."""
+    r"""Singular values of :math:`\partial\Phi` at one image.
+
+    Example:
+        >>> found = Spectrum((2.0, 1.0), (), 2, 5.0, 0.0, 0.0, None)
+        >>> found.condition, found.share(1), found.carrying(0.9)
+        (2.0, 0.8, 2)
+    """
 
     largest: tuple[float, ...]
     """Descending; all of them, if they were computed from the whole matrix."""
@@ -64,21 +70,11 @@ class Spectrum:
         return (torch.tensor(self.largest, dtype=torch.float64).square().cumsum(0) / self.energy).tolist()
 
     def share(self, count: int) -> float | None:
-        """The share of the energy in the first values, if so many are known.
-
-        Example:
-            >>> Spectrum((2.0, 1.0), (), 2, 5.0, 0.0, 0.0, None).share(1)
-            0.8
-        """
+        """The share of the energy in the first values, if so many are known."""
         return self.cumulative()[count - 1] if 1 <= count <= len(self.largest) else None
 
     def carrying(self, share: float) -> int | None:
-        """How many values carry this share of the energy, if so many are known.
-
-        Example:
-            >>> Spectrum((2.0, 1.0), (), 2, 5.0, 0.0, 0.0, None).carrying(0.9)
-            2
-        """
+        """How many values carry this share of the energy, if so many are known."""
         return next((i + 1 for i, found in enumerate(self.cumulative()) if found >= share - 1e-12), None)
 
 
@@ -222,6 +218,11 @@ def spectrum_cost(
 
     Memory is that of the two bases, or of the whole matrix and what its decomposition works on, and of 16 values of
     each stream for each vector of a block.
+
+    Example:
+        >>> import zoo
+        >>> spectrum_cost(zoo.create("irevnet_small", blocks=(1, 1)), torch.rand(1, 3, 8, 8), k=None).memory
+        835584
     """
     x = image.detach().to(torch.float64 if double else torch.float32)
     plain, dimension = copy_without_grid(net, x.dtype), x.numel()
@@ -271,7 +272,12 @@ def _seconds(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def draw_spectra(spectra: Sequence[Spectrum]) -> Figure:
-    """Figure 4: singular values over the largest, and the energy of the first ones, one line for each image."""
+    """Figure 4: singular values over the largest, and the energy of the first ones, one line for each image.
+
+    Example:
+        >>> [axes.get_yscale() for axes in draw_spectra([Spectrum((2.0, 1.0), (), 2, 5.0, 0.0, 0.0, None)]).axes]
+        ['log', 'linear']
+    """
     figure = new_figure(9, 3.6)
     values, energy = figure.subplots(1, 2)
     for i, each in enumerate(spectra):

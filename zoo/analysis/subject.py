@@ -44,7 +44,16 @@ Reversible = IRevNet | IUNet
 
 @dataclass(frozen=True)
 class Subject:
-    """A network in ``eval`` mode, and how images are made for it."""
+    """A network in ``eval`` mode, and how images are made for it.
+
+    Example:
+        >>> import zoo
+        >>> from zoo.recipes import RECIPES
+        >>> net = zoo.create("irevnet_small", num_classes=10, blocks=(1, 1)).eval()
+        >>> subject = Subject(net, "irevnet_small", RECIPES["digits"], Path("runs/mine"), torch.device("cpu"))
+        >>> subject.restored(torch.full((1, 3, 32, 32), 0.5)).mean()
+        tensor(0.5000)
+    """
 
     net: nn.Module
     model: str
@@ -84,6 +93,15 @@ def open_subject(checkpoint: str | Path, *, device: str = "cpu", size: int | Non
     Raises:
         InputError: if there is no such checkpoint, it can't be read, its weights are not finite, or the size does not
             fit the network.
+
+    Example:
+        >>> import tempfile, zoo
+        >>> from zoo.pretrained import save_pretrained
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_pretrained(zoo.create("irevnet_small", num_classes=10, blocks=(1, 1)), folder)
+        ...     subject = open_subject(path, size=16)
+        >>> subject.model, subject.recipe.name, subject.recipe.evaluation_size, subject.net.training
+        ('irevnet_small', 'digits', 16, False)
     """
     path, place = Path(checkpoint), find_device(device)
     folder = checkpoint_folder(path)
@@ -113,6 +131,13 @@ def reversible(subject: Subject) -> Reversible:
 
     Raises:
         UnsuitedError: if they have none.
+
+    Example:
+        >>> import zoo
+        >>> from zoo.recipes import RECIPES
+        >>> net = zoo.create("irevnet_small", num_classes=10, blocks=(1, 1)).eval()
+        >>> reversible(Subject(net, "irevnet_small", RECIPES["digits"], Path("runs/mine"), torch.device("cpu"))) is net
+        True
     """
     if not isinstance(subject.net, Reversible):
         raise UnsuitedError(f"{subject.model} has no inverse; this analysis is of i-RevNets and invertible U-Nets")

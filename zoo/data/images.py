@@ -48,6 +48,13 @@ def decode_image(content: bytes, name: str) -> Tensor:
 
     Raises:
         InputError: if it is not a whole image.
+
+    Example:
+        >>> file = io.BytesIO()
+        >>> Image.new("L", (4, 2), 128).save(file, "png")
+        >>> image = decode_image(file.getvalue(), "grey.png")
+        >>> image.shape, image[:, 0, 0]
+        (torch.Size([3, 2, 4]), tensor([128, 128, 128], dtype=torch.uint8))
     """
     if _fast is not None and content[:3] == b"\xff\xd8\xff" and b"Exif\0" not in content[:_START]:
         try:

@@ -19,7 +19,14 @@ _TRAIN, _VAL, _DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "I
 
 @dataclass(frozen=True)
 class Data:
-    """Images to train on and to validate with, of the same classes."""
+    """Images to train on and to validate with, of the same classes.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> images = SimpleNamespace(classes=["cat", "dog"], labels=[0, 1])
+        >>> Data(training=images, validation=images).classes
+        ['cat', 'dog']
+    """
 
     training: Source
     validation: Source
@@ -42,6 +49,16 @@ def open_data(root: str | Path | None) -> Data:
 
     Raises:
         InputError: if there are none, or they don't fit together.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("train/cat/0.png", "train/dog/0.png", "val/cat/1.png", "val/dog/1.png"):
+        ...         (Path(folder) / name).parent.mkdir(parents=True)
+        ...         (Path(folder) / name).touch()
+        ...     data = open_data(folder)
+        >>> data.classes, len(data.training), data.validation.labels
+        (['cat', 'dog'], 2, array([0, 1]))
     """
     folder = write_digits(DIGITS) if root is None else Path(root)
     if not folder.is_dir():

@@ -25,7 +25,13 @@ ATTEMPTS = 20
 
 
 def training_transform(recipe: Recipe) -> v2.Compose:
-    """The recipe's random crop, flip and the like, from a uint8 image to one of the recipe's size."""
+    """The recipe's random crop, flip and the like, from a uint8 image to one of the recipe's size.
+
+    Example:
+        >>> from zoo.recipes import RECIPES
+        >>> training_transform(RECIPES["digits"])(torch.zeros(3, 40, 30, dtype=torch.uint8)).shape
+        torch.Size([3, 32, 32])
+    """
     steps: list[Any] = [
         v2.RandomResizedCrop(recipe.size, scale=recipe.crop_scale, ratio=recipe.crop_ratio, antialias=True)
     ]
@@ -41,7 +47,13 @@ def training_transform(recipe: Recipe) -> v2.Compose:
 
 
 def evaluation_transform(recipe: Recipe) -> v2.Compose:
-    """The recipe's scaling of the shorter side and centre crop, from a uint8 image to one of its evaluation size."""
+    """The recipe's scaling of the shorter side and centre crop, from a uint8 image to one of its evaluation size.
+
+    Example:
+        >>> from zoo.recipes import RECIPES
+        >>> evaluation_transform(RECIPES["paper_irevnet_b"])(torch.zeros(3, 300, 400, dtype=torch.uint8)).shape
+        torch.Size([3, 224, 224])
+    """
     return v2.Compose([v2.Resize(recipe.resize, antialias=True), v2.CenterCrop(recipe.evaluation_size)])
 
 
@@ -59,7 +71,14 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images as the workers make them."""
+    """Images as the workers make them.
+
+    Example:
+        >>> images, labels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([1, 0])
+        >>> batch = Batch(images, labels, torch.rand(2, 5), addresses=[(0, 7), (0, 3)], bad=[])
+        >>> [index for _, index in batch.addresses]
+        [7, 3]
+    """
 
     images: Tensor
     """``(batch, 3, height, width)``, uint8."""
@@ -85,6 +104,19 @@ class Samples(Dataset[Any]):
         seed: of the random transforms.
         bad: what to do about an image that can't be read: ``"raise"``; ``"replace"`` it by another one, which depends
             on seed, epoch and index alone; ``"skip"`` it.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from zoo.data import ImageTree
+        >>> from zoo.recipes import RECIPES
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (path := Path(folder) / "cat/0.png").parent.mkdir()
+        ...     Image.new("RGB", (40, 30)).save(path)
+        ...     sample = Samples(ImageTree(Path(folder)), training_transform(RECIPES["digits"]))[2, 0]  # in epoch 2
+        >>> sample.image.shape, sample.label
+        (torch.Size([3, 32, 32]), 0)
     """
 
     def __init__(self, source: Source, transform: v2.Compose, *, seed: int = 0, bad: str = "raise") -> None:
@@ -144,6 +176,20 @@ def loader(
 
     Raises:
         InputError: if an image can't be read.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from zoo.data import ImageTree
+        >>> from zoo.recipes import RECIPES
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("cat/0.png", "dog/0.png"):
+        ...         (Path(folder) / name).parent.mkdir()
+        ...         Image.new("RGB", (40, 30)).save(Path(folder) / name)
+        ...     samples = Samples(ImageTree(Path(folder)), evaluation_transform(RECIPES["digits"]))
+        ...     [batch.labels.tolist() for batch in loader(samples, [[(0, 1), (0, 0)], [(0, 0)]], workers=0)]
+        [[1, 0], [0]]
     """
     source: DataLoader[Any] = DataLoader(
         _Guarded(data),

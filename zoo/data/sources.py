@@ -14,7 +14,24 @@ __all__ = ["ImageTree", "Source", "number_classes"]
 
 
 class Source(Protocol):
-    """Image files with classes, addressed by number."""
+    """Image files with classes, addressed by number.
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> class Greys:  # images that are made, not read
+        ...     classes, labels = ["dark", "light"], np.array([0, 1])
+        ...     def __len__(self):
+        ...         return len(self.labels)
+        ...     def name(self, index):
+        ...         return f"grey {index}"
+        ...     def read(self, index):
+        ...         Image.new("L", (4, 2), 255 * index).save(file := io.BytesIO(), "png")
+        ...         return file.getvalue()
+        >>> from zoo.data import decode_image
+        >>> decode_image(Greys().read(1), Greys().name(1))[0, 0]
+        tensor([255, 255, 255, 255], dtype=torch.uint8)
+    """
 
     classes: list[str]
     """The names of the classes, in the order of their numbers."""
@@ -63,6 +80,16 @@ class ImageTree:
     Raises:
         InputError: if there is no such folder, no image in it, a class without images, or a folder that is not one of
             ``classes``.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("cat/0.png", "dog/0.png"):
+        ...         (Path(folder) / name).parent.mkdir()
+        ...         _ = (Path(folder) / name).write_bytes(name.encode())
+        ...     images = ImageTree(Path(folder))
+        ...     images.classes, images.labels, images.read(1)
+        (['cat', 'dog'], array([0, 1]), b'dog/0.png')
     """
 
     def __init__(self, root: Path, *, classes: Sequence[str] | None = None) -> None:

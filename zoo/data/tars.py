@@ -38,6 +38,18 @@ class TarShards:
 
     Raises:
         InputError: if a tar can't be read, is compressed, holds no images, or classes don't fit.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, tarfile.open(Path(folder) / "train.tar", "w") as tar:
+        ...     for name in ("cat/0.png", "dog/0.png"):
+        ...         header = tarfile.TarInfo(name)
+        ...         header.size = len(name)
+        ...         tar.addfile(header, io.BytesIO(name.encode()))
+        ...     tar.close()
+        ...     images = TarShards([Path(folder) / "train.tar"])
+        ...     images.classes, images.labels, images.read(1)
+        (['cat', 'dog'], array([0, 1]), b'dog/0.png')
     """
 
     def __init__(
@@ -105,6 +117,12 @@ def validation_labels(devkit: Path) -> dict[str, str]:
 
     Raises:
         InputError: if it can't be read.
+
+    Example:
+        >>> validation_labels(Path("nowhere.tar.gz"))
+        Traceback (most recent call last):
+            ...
+        zoo.errors.InputError: no such file: nowhere.tar.gz; it says which class the validation images have
     """
     try:
         with tarfile.open(devkit) as tar:

@@ -58,6 +58,16 @@ def verify(
 
     Returns:
         How many images there are, and an error for each bad one.
+
+    Example:
+        >>> import tempfile
+        >>> from zoo.data import ImageTree
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (path := Path(folder) / "cat/0.png").parent.mkdir()
+        ...     _ = path.write_bytes(b"no image")
+        ...     count, errors = verify({"train": ImageTree(Path(folder))}, Path(folder) / "manifest.jsonl")
+        >>> count, errors[0].partition(": ")[2]
+        (1, 'not an image file')
     """
     manifest.parent.mkdir(parents=True, exist_ok=True)
     partial = manifest.with_name(manifest.name + ".tmp")
