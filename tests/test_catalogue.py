@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 from pathlib import Path
 
@@ -93,6 +94,24 @@ def test_public_names_are_documented(name):
     for member, value in vars(thing).items():
         if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, (property, classmethod))):
             assert inspect.getdoc(getattr(thing, member)), f"{name}.{member} has no docstring"
+
+
+WITHOUT_EXAMPLE = {  # and why
+    "Law": "a type; its laws have theirs",
+    "push_to_hub": "needs a hub",
+    "SpectrumCost": "that of spectrum_cost",
+    "parts_of": "that of Parts",
+}
+
+
+@pytest.mark.parametrize("package", re.findall(r"^   ([a-z_.]+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE))
+def test_public_names_have_an_example(package):
+    """Functions and classes, errors and commands apart."""
+    module = importlib.import_module(package)
+    for name in set(module.__all__) - WITHOUT_EXAMPLE.keys():
+        thing = getattr(module, name)
+        if inspect.isfunction(thing) or (inspect.isclass(thing) and not issubclass(thing, BaseException)):
+            assert ">>>" in (inspect.getdoc(thing) or ""), f"{package}.{name} has no example"
 
 
 @pytest.mark.parametrize("row", list(ROWS.values()), ids=list(ROWS))

@@ -292,17 +292,15 @@ def features_by_depth(
             are not finite, or the disk has no room for them.
 
     Example:
-        >>> import tempfile, zoo
+        >>> import tempfile, zoo.analysis, zoo.data, zoo.pretrained
         >>> from PIL import Image
-        >>> from zoo.analysis import open_subject
-        >>> from zoo.data import ImageTree
-        >>> from zoo.pretrained import save_pretrained
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     (path := Path(folder) / "images/cat/0.png").parent.mkdir(parents=True)
         ...     Image.new("RGB", (40, 30)).save(path)
         ...     net = zoo.create("irevnet_small", num_classes=2, blocks=(1, 1))
-        ...     subject = open_subject(save_pretrained(net, Path(folder) / "net"))
-        ...     found = features_by_depth(subject, ImageTree(Path(folder) / "images"), [0], Path(folder) / "kept")
+        ...     subject = zoo.analysis.open_subject(zoo.pretrained.save_pretrained(net, Path(folder) / "net"))
+        ...     images = zoo.data.ImageTree(Path(folder) / "images")
+        ...     found = features_by_depth(subject, images, [0], Path(folder) / "kept")
         >>> found.names, found.widths, found.labels
         (('body.2', 'body.3'), (48, 192), array([0]))
     """

@@ -31,7 +31,14 @@ class Density:
 
 @dataclass(frozen=True)
 class FlowCard:
-    """A flow, with the options that it has if none are given."""
+    """A flow, with the options that it has if none are given.
+
+    Example:
+        >>> import zoo
+        >>> glow = zoo.card("glow")
+        >>> glow.shape, glow.parameters, glow.inverse
+        ((3, 32, 32), 44052816, 'rounds')
+    """
 
     name: str
     source: str
