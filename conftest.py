@@ -8,6 +8,8 @@ from hypothesis import settings
 
 import invertible
 
+collect_ignore = ["zoo/data/_server.py"]  # ignores signals where it is imported, and the tests' children would, too
+
 settings.register_profile("fast", max_examples=20, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))

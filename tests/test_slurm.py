@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -56,7 +56,7 @@ def run(folder, *options, **more):
 @contextmanager
 def running(folder):
     """The batch script, and the number of the process that trains."""
-    process = subprocess.Popen(COMMAND, cwd=folder, env=surroundings(folder))
+    process = subprocess.Popen(COMMAND, cwd=folder, env=surroundings(folder), start_new_session=True)
     try:
         for _ in range(3000):
             if (folder / "step").exists() or process.poll() is not None:
@@ -65,7 +65,8 @@ def running(folder):
         yield process, int((folder / "step").read_text())
         process.wait(60)
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with its steps
         process.wait()
 
 
@@ -99,6 +100,12 @@ def test_a_step_has_the_cores_that_the_job_was_given(tmp_path):
     assert (tmp_path / "cores").read_text() == "96\n"
     assert run(tmp_path, CODE="0") == 0
     assert (tmp_path / "cores").read_text() == "none\n"
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_tests_themselves_hear_signals(which):
+    """What pytest ignores its children ignore, and a shell can't undo that."""
+    assert signal.getsignal(which) == signal.SIG_DFL
 
 
 def test_before_the_time_is_up_it_saves_and_comes_again(tmp_path):
