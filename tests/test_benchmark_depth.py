@@ -7,7 +7,8 @@ from benchmarks.depth import draw, peak_of
 
 
 def test_only_reconstruction_is_flat_in_depth():
-    assert abs(peak_of("reconstruct", 2) - peak_of("reconstruct", 4)) < 1024  # of 990 KiB; a coupling stores 290
+    # Of 990 KiB; two couplings store 580. Kernels' workspaces moved it by 28 KiB once, on torch 2.11.
+    assert abs(peak_of("reconstruct", 2) - peak_of("reconstruct", 4)) < 64 * 1024
     assert peak_of("store", 4) - peak_of("store", 2) > 2 * 280 * 1024
 
 
