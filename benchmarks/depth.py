@@ -19,6 +19,7 @@ from rich.table import Table
 from benchmarks.contenders import bottleneck, stack
 from benchmarks.report import console_of, keep
 from invertible.testing import measure_memory
+from zoo.arguments import positive
 
 __all__ = ["draw", "peak_of"]
 
@@ -72,7 +73,7 @@ def draw(found: dict[str, dict[int, int]], path: Path) -> None:
 def main() -> None:
     """Counts, prints and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--depths", type=int, nargs="+", default=[4, 8, 16, 32, 64, 128])
+    parser.add_argument("--depths", type=positive, nargs="+", default=[4, 8, 16, 32, 64, 128])
     options = parser.parse_args()
     torch.set_num_threads(1)
     console = console_of(110)

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from benchmarks.report import console_of, keep, markdown
 from invertible import Coupling, DriftWarning, Merge, Reconstruct, Sequential, Split, Store
 from invertible.backprop import Strategy
+from zoo.arguments import positive
 
 __all__ = ["ARITHMETIC", "bound", "draw", "errors"]
 
@@ -163,11 +164,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     """Measures, prints and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--depths", type=int, nargs="+", default=[10, 30, 100, 300])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--channels", type=int, default=16)
-    parser.add_argument("--size", type=int, default=16)
+    parser.add_argument("--depths", type=positive, nargs="+", default=[10, 30, 100, 300])
+    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--channels", type=positive, default=16, help="an even number")
+    parser.add_argument("--size", type=positive, default=16)
     options = parser.parse_args()
+    if options.channels % 2:
+        parser.error(f"argument --channels: must be even, got {options.channels}")
     torch.set_num_threads(1)
     columns = ("inverse", "drift", "gradients", "arithmetic", "bound")
     cells: list[list[str]] = []

@@ -82,6 +82,12 @@ def test_it_is_a_shell_script_with_its_options_at_the_top():
     assert first > 4
 
 
+def test_without_its_two_folders_it_says_how_it_is_called():
+    done = subprocess.run(["bash", SCRIPT, "data"], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.rstrip().endswith("usage: sbatch train.sbatch IMAGES RUN [OPTION ...]")
+
+
 def test_its_command_line_is_understood(tmp_path):
     assert run(tmp_path, "--recipe", "modern", CODE="0") == 0
     name, *arguments = (tmp_path / "arguments").read_text().splitlines()

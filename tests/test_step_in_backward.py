@@ -153,6 +153,8 @@ def test_a_weight_of_two_layers_is_updated_once_all_its_gradient_is_there(strate
 
 def test_what_it_refuses():
     net = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"StepInBackward: optimizer must be one of torch\.optim, got str"):
+        StepInBackward("sgd")
     with pytest.raises(TypeError, match=r"StepInBackward: the optimizer must update each parameter alone, got LBFGS"):
         StepInBackward(torch.optim.LBFGS(net.parameters()))
     net(torch.ones(1, 2)).sum().backward()

@@ -37,7 +37,8 @@ class StepInBackward:
             ``LBFGS`` do.
 
     Raises:
-        TypeError: for ``LBFGS``, and in the first step of an optimiser that counts or adapts for a whole group.
+        TypeError: for what is no optimiser, for ``LBFGS``, and in the first step of an optimiser that counts or adapts
+            for a whole group.
         ValueError: if a parameter has a gradient already.
 
     Example:
@@ -51,6 +52,8 @@ class StepInBackward:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"StepInBackward: optimizer must be one of torch.optim, got {type(optimizer).__name__}.")
         if isinstance(optimizer, torch.optim.LBFGS):
             raise TypeError("StepInBackward: the optimizer must update each parameter alone, got LBFGS.")
         groups = [(i, p) for i, group in enumerate(optimizer.param_groups) for p in group["params"]]
