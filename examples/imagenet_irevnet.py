@@ -13,6 +13,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -191,15 +192,11 @@ def carried_out(trainer: Trainer, given: dict[str, Any], console: Console | None
     if "evaluate" in given and not restored:
         raise InputError(f"no checkpoint in {folder}: nothing to evaluate")
     reporter = Reporter(console, total=trainer.total, done=trainer.step, log_every=run.recipe.log_every)
-    if "evaluate" not in given:
-        warm = warmup_steps(run.recipe, per_epoch=trainer.per_epoch)
-        if warm >= trainer.total:
-            tell(f"the warm-up takes {warm} steps, and the run has {trainer.total}: the learning rate only rises")
-        on = f"{run.recipe.model} on {len(trainer.training)} images, run kept in {folder}"
-        tell(on + (f", going on after step {trainer.step} of {trainer.total}" if restored else ""))
     try:
         with stopping() as trainer.stop:
+            trainer.world.gathered(None)  # a signal ends no process when the lines below say that the run goes
             if "evaluate" not in given:
+                announce(trainer, tell, restored=restored)
                 trainer.fit(reporter)
             cells = report(trainer, reporter)
             if "evaluate" not in given:
@@ -209,6 +206,16 @@ def carried_out(trainer: Trainer, given: dict[str, Any], console: Console | None
             print(stopped(trainer, stop), file=sys.stderr)
         return 0 if isinstance(stop, Terminated) else 130
     return 0
+
+
+def announce(trainer: Trainer, tell: Callable[[str], None], *, restored: bool) -> None:
+    """Says what begins, where, and after which step."""
+    recipe = trainer.run.recipe
+    warm = warmup_steps(recipe, per_epoch=trainer.per_epoch)
+    if warm >= trainer.total:
+        tell(f"the warm-up takes {warm} steps, and the run has {trainer.total}: the learning rate only rises")
+    on = f"{recipe.model} on {len(trainer.training)} images, run kept in {trainer.folder}"
+    tell(on + (f", going on after step {trainer.step} of {trainer.total}" if restored else ""))
 
 
 def dry_run(run: Any, world: World, tell: Any) -> int:

@@ -228,7 +228,8 @@ def test_a_signal_keeps_what_is_done(tmp_path, kind, code):
     command += ["--images", "1", "--size", "32"]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True) as process:
         assert "about" in process.stdout.readline()
-        time.sleep(3)
+        while not list(tmp_path.glob("out/spectrum.parts/*-largest-0.safetensors")) and process.poll() is None:
+            time.sleep(0.01)
         process.send_signal(kind)
         _, err = process.communicate(timeout=60)
     assert err == "stopped; what is finished is kept in out/spectrum.parts, and the same command goes on with it\n"

@@ -28,10 +28,10 @@ def command(processes, *options):
     return [*launcher, AVERAGING, *OPTIONS, "--workers", "1", *map(str, options)]
 
 
-def start(processes, folder, *options):
+def start(processes, folder, *options, **environment):
     folder.mkdir(parents=True, exist_ok=True)
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    surroundings["GLOO_SOCKET_IFNAME"] = "lo"
+    surroundings |= {"GLOO_SOCKET_IFNAME": "lo", **environment}
     return subprocess.Popen(
         command(processes, *options), cwd=folder, env=surroundings, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -185,6 +185,19 @@ def test_sigterm_while_workers_are_started_saves(tmp_path, delay):
     out = process.communicate(timeout=120)[0]
     assert "stopped after step" in out, out
     assert "EOFError" not in out, out
+    assert checkpoints.names(tmp_path / "run" / "checkpoints")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("late", [0, 1])
+def test_all_processes_hear_signals_when_the_run_says_that_it_goes(tmp_path, late):
+    """One may be slower than the other: it was ended by the signal, and the other lost it with a traceback."""
+    process = start(2, tmp_path, "--epochs", 40, LATE=str(late))
+    wait_for(process, "run kept in run")
+    os.kill(process.pid, signal.SIGTERM)
+    out = process.communicate(timeout=120)[0]
+    assert "stopped after step" in out, out
+    assert "[rank" not in out, out
     assert checkpoints.names(tmp_path / "run" / "checkpoints")
 
 
