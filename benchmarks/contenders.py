@@ -28,6 +28,20 @@ OURS = (
 )  # fmt: skip
 
 
+TITLES = {
+    "store": "Store()",
+    "ckpt": "torch's checkpoint, per block",
+    "recompute": "Recompute()",
+    "ckpt_sqrt": "torch's checkpoint, √depth segments",
+    "recompute_sqrt": "Recompute(every=√depth)",
+    "memcnn": "MemCNN",
+    "revtorch": "RevTorch",
+    "revlib": "revlib",
+    "reconstruct": "Reconstruct()",
+}
+"""What a reader calls them."""
+
+
 def bottleneck(channels: int, *, dropout: float = 0.0) -> nn.Module:
     """BN-ReLU-1x1-BN-ReLU-3x3-BN-ReLU-1x1 with a quarter of the channels in the middle."""
     block = zoo.Bottleneck(channels, channels)

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from benchmarks.contenders import bottleneck, stack
+from benchmarks.contenders import TITLES, bottleneck, stack
 from benchmarks.report import console_of, keep
 from invertible.testing import measure_memory
 from zoo.arguments import positive
@@ -24,17 +24,6 @@ from zoo.arguments import positive
 __all__ = ["draw", "peak_of"]
 
 CHANNELS, SHAPE = 32, (4, 64, 14, 14)
-COUNTED = {
-    "store": "Store()",
-    "ckpt": "torch's checkpoint, per block",
-    "recompute": "Recompute()",
-    "ckpt_sqrt": "torch's checkpoint, √depth segments",
-    "recompute_sqrt": "Recompute(every=√depth)",
-    "memcnn": "MemCNN",
-    "revtorch": "RevTorch",
-    "revlib": "revlib",
-    "reconstruct": "Reconstruct()",
-}
 
 
 def peak_of(name: str, depth: int) -> int:
@@ -59,7 +48,7 @@ def draw(found: dict[str, dict[int, int]], path: Path) -> None:
     axes = figure.add_subplot()
     for name, peaks in found.items():
         ours = not (name.startswith("ckpt") or name in ("memcnn", "revtorch", "revlib"))
-        axes.plot(list(peaks), [p / 2**20 for p in peaks.values()], "o-" if ours else "x--", label=COUNTED[name], ms=4)
+        axes.plot(list(peaks), [p / 2**20 for p in peaks.values()], "o-" if ours else "x--", label=TITLES[name], ms=4)
     axes.set(xlabel="couplings", ylabel="peak of a training step, MiB", xscale="log", yscale="log")
     depths = list(next(iter(found.values())))
     axes.set_xticks(depths, list(map(str, depths)))
@@ -78,7 +67,7 @@ def main() -> None:
     torch.set_num_threads(1)
     console = console_of(110)
     found: dict[str, dict[int, int]] = {}
-    for name in COUNTED:
+    for name in TITLES:
         print(name, file=sys.stderr)
         try:
             found[name] = {depth: peak_of(name, depth) for depth in options.depths}
@@ -86,7 +75,7 @@ def main() -> None:
             console.print(f"without {error.name}: pip install '.[bench]'", markup=False, highlight=False)
     table = Table("peak, MiB", *map(str, options.depths))
     for name, peaks in found.items():
-        table.add_row(COUNTED[name], *(f"{peak / 2**20:.2f}" for peak in peaks.values()))
+        table.add_row(TITLES[name], *(f"{peak / 2**20:.2f}" for peak in peaks.values()))
     console.print(table)
     path = Path("runs/benchmarks/depth-bytes.svg")
     path.parent.mkdir(parents=True, exist_ok=True)

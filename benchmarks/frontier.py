@@ -14,17 +14,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from rich.table import Table
 
 from benchmarks.backprop import measure, ratio
-from benchmarks.contenders import BUDGETS
+from benchmarks.contenders import BUDGETS, TITLES
 from benchmarks.report import console_of, keep
 
 OURS = ("store", "recompute", "recompute_sqrt", "reconstruct", *BUDGETS)
 OTHERS = ("ckpt", "ckpt_sqrt", "memcnn", "revtorch", "revlib")
-TITLES = {"stack": "16 blocks, 48 channels per stream, 28x28, batch 16", "irevnet_b": "i-RevNet (b), 128x128, batch 8"}
+WORKLOADS = {
+    "stack": "16 blocks, 48 channels per stream, 28×28, batch 16",
+    "irevnet_b": "i-RevNet (b), 128×128, batch 8",
+}
 
 
 def rival(rows: dict[str, Any], other: str) -> str | None:
@@ -40,7 +44,7 @@ def halves(rows: dict[str, Any], which: int) -> dict[str, Any]:
 
 def table(which: str, rows: dict[str, Any]) -> Table:
     """All contenders by their memory, and who of ours is to be compared with whom."""
-    result = Table("", "peak MiB", "time", "ours within these bytes", "its peak", "time / ours", title=TITLES[which])
+    result = Table("", "peak MiB", "time", "ours within these bytes", "its peak", "time / ours", title=WORKLOADS[which])
     for name in sorted(rows, key=lambda name: rows[name]["peak"]):
         row = rows[name]
         cells = [name, f"{row['peak'] / 2**20:.1f}", "{:.2f} [{:.2f}, {:.2f}]".format(*row["ratio"])]
@@ -55,34 +59,33 @@ def table(which: str, rows: dict[str, Any]) -> Table:
 
 
 def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """One panel for each workload."""
-    figure = Figure(figsize=(5.2 * len(results), 4.2), layout="constrained")
-    for i, (which, rows) in enumerate(results.items()):
-        axes = figure.add_subplot(1, len(results), i + 1)
-        groups = {"budgets": BUDGETS, "strategies": OURS[:4], "others": OTHERS}
-        for (label, names), marker in zip(groups.items(), ("o", "D", "x"), strict=True):
-            here = [rows[name] for name in names if name in rows]
-            x, y = [row["peak"] / 2**20 for row in here], [row["ratio"][0] for row in here]
-            low, high = ([abs(row["ratio"][k] - row["ratio"][0]) for row in here] for k in (1, 2))
-            line = "-" if label == "budgets" else ""
-            axes.errorbar(x, y, yerr=(low, high), fmt=marker + line, capsize=2, markersize=5, label=label)
-            if label != "budgets":
-                for name, left, up in zip((n for n in names if n in rows), x, y, strict=True):
-                    place = (5, 4) if label == "strategies" else (5, -10)  # or they would cover each other
-                    axes.annotate(name, (left, up), xytext=place, textcoords="offset points", fontsize=7)
-        axes.set(title=TITLES[which], xlabel="peak, MiB", ylabel="time of a step, in ratio to Store()", xscale="log")
+    """One panel for each workload, one legend below them."""
+    figure = Figure(figsize=(5.2 * len(results), 5.2), layout="constrained")
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    for axes, (which, rows) in zip(panels, results.items(), strict=True):
+        _plot(axes, [rows[name] for name in BUDGETS], "o-", "C0", "Budget, from the least possible on")
+        for i, name in enumerate((*OURS[:4], *OTHERS)):
+            _plot(axes, [rows[name]], "D" if name in OURS else "X", f"C{i + 1}", TITLES[name])
+        axes.set(title=WORKLOADS[which], xlabel="peak, MiB", ylabel="time of a step, in ratio to Store()", xscale="log")
         axes.set_xticks([25, 50, 100, 200], ["25", "50", "100", "200"])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.savefig(path)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(path, facecolor="white")
+
+
+def _plot(axes: Axes, rows: list[dict[str, Any]], form: str, colour: str, label: str) -> None:
+    """Points of time against memory, with the intervals of the times."""
+    x, y = [row["peak"] / 2**20 for row in rows], [row["ratio"][0] for row in rows]
+    errors = [[abs(row["ratio"][k] - row["ratio"][0]) for row in rows] for k in (1, 2)]
+    axes.errorbar(x, y, yerr=errors, fmt=form, color=colour, capsize=2, markersize=6, linewidth=1, label=label)
 
 
 def main() -> None:
     """Measures, prints and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--workloads", nargs="+", default=list(TITLES), choices=list(TITLES))
+    parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
     options = parser.parse_args()
     console = console_of(120)
     results: dict[str, Any] = {}

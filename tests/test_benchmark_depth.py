@@ -23,7 +23,7 @@ def test_a_peer_that_is_not_installed_is_named_with_the_command_that_installs_it
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["depth", "--depths", "4"])
-    monkeypatch.setattr(depth, "COUNTED", {"store": "Store()", "revlib": "revlib"})
+    monkeypatch.setattr(depth, "TITLES", {"store": "Store()", "revlib": "revlib"})
     monkeypatch.setattr(depth, "peak_of", lambda name, at: 2**20 if name == "store" else no_peer(name, at))
     depth.main()
     assert "without revlib: pip install '.[bench]'" in capsys.readouterr().out
