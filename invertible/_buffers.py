@@ -104,13 +104,15 @@ def kept_buffers(module: nn.Module) -> Generator[None]:
             copies = {id(buffer): copy_of(buffer) for buffers in true for buffer in buffers.values()}
         try:
             for buffers, kept in zip(held, true, strict=True):
-                buffers.update((key, copies[id(buffer)]) for key, buffer in kept.items())
+                for key, buffer in kept.items():  # no update(): those of TorchScript are no dictionary
+                    buffers[key] = copies[id(buffer)]
             _said.copies += 1
             yield
         finally:
             _said.copies -= 1
             for buffers, kept in zip(held, true, strict=True):
-                buffers.update(kept)
+                for key, buffer in kept.items():
+                    buffers[key] = buffer
 
 
 @contextmanager

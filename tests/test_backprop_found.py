@@ -379,8 +379,10 @@ def test_a_condition_may_be_a_named_tuple(strategy):
 # Hooks that do what hooks should not
 
 
-def test_a_value_that_a_hook_changes_in_place_is_refused():
-    net = Sequential(Scale(), Scale(), Scale(), backprop=Reconstruct())
+@pytest.mark.parametrize("inner", [None, Store(), Recompute()])
+def test_a_value_that_a_hook_changes_in_place_is_refused(inner):
+    """Before a container with a strategy of its own only a drift would show it."""
+    net = Sequential(Scale(), Scale(), Sequential(Scale(), backprop=inner), backprop=Reconstruct())
 
     def double(module, args, output):
         output.detach().mul_(2)

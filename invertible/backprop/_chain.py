@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
@@ -29,7 +29,7 @@ from ._torch import tape_serves
 from .plan import Choice, Decision
 from .strategies import Budget, Recompute, Reconstruct, Store, Strategy
 
-__all__ = ["Chain", "chain_of", "run", "run_chain"]
+__all__ = ["Chain", "chain_of", "refuse_scripted", "run", "run_chain"]
 
 Layer = InvertibleModule[Any, Any]
 Call = Callable[[Any, Any], Any]
@@ -150,6 +150,7 @@ class Chain:
         tensors = _sealed(tensors, [self._take(t) for t in tensors])
         for link in self._links.values():
             if link.cell is not None:
+                _refuse_changed(link)
                 link.cell.keep(link.tensor)
         self._links.clear()
         return rebuilt(form_of(value), iter(tensors))
@@ -179,6 +180,7 @@ class Chain:
             _refuse_without_data(first, result, (*tensors, *conditions, *survey.held))
             self._remember(first, leaves(result[0] if method.endswith("log_det") else result), fresh_after)
             return result
+        _refuse_inference(self.net, (*tensors, *conditions))
         decision = None if free else self._decision(first)
         if decision is not None and decision.choice is Choice.STORE:
             with running(None):
@@ -186,6 +188,7 @@ class Chain:
             _refuse_without_data(first, result, (*tensors, *conditions, *survey.held))
             self._remember(first, leaves(result[0] if method.endswith("log_det") else result), fresh_after)
             return result
+        refuse_scripted(self.net, (part for part, *_ in survey.modes))
         _refuse_late_gathering(self.net, survey, called)
         step = Step(
             layers=layers,
@@ -262,9 +265,8 @@ class Chain:
         """What is known of a tensor that enters a layer; a tensor from elsewhere is an entry of the chain."""
         link = self._links.pop(id(tensor), None) or self._take_alias(tensor)
         if link is None:
-            return _Link(tensor, tensor._version, None, fresh=True)
-        if tensor._version != link.version:
-            raise RuntimeError("A value between two layers was changed in place, by a hook? Return a new one instead.")
+            return _Link(tensor, 0, None, fresh=True)
+        _refuse_changed(link)
         return link
 
     def _take_alias(self, tensor: Tensor) -> _Link | None:
@@ -282,9 +284,27 @@ class Chain:
         if self._reconstruct is None:
             return
         for i, tensor in enumerate(tensors):
-            self._links[id(tensor)] = _Link(
-                tensor, tensor._version, cells[i] if cells else None, fresh, layer.grid is not None
-            )
+            cell = cells[i] if cells else None
+            self._links[id(tensor)] = _Link(tensor, _version(tensor), cell, fresh, layer.grid is not None)
+
+
+def _version(tensor: Tensor) -> int:
+    """Counts the writes to a tensor; inference tensors don't count theirs, and nothing is trained of them."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _refuse_changed(link: _Link) -> None:
+    if _version(link.tensor) != link.version:
+        raise RuntimeError("A value between two layers was changed in place, by a hook? Return a new one instead.")
+
+
+def _refuse_inference(net: Layer, given: Iterable[Tensor]) -> None:
+    """What autograd says when it is to save such a tensor, before anything has run."""
+    if any(t.is_inference() for t in given):
+        raise RuntimeError(
+            f"{type(net).__name__}: inputs and conditions that are trained on must not be made under "
+            "torch.inference_mode. Make them under torch.no_grad, or hand over clones: x.clone()."
+        )
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:
@@ -304,6 +324,16 @@ def _sealed(tensors: Sequence[Tensor], links: Sequence[_Link]) -> list[Tensor]:
         if i not in trained and link.cell is not None:
             link.cell.keep(link.tensor)
     return made
+
+
+def refuse_scripted(net: Layer, parts: Iterable[nn.Module]) -> None:
+    """Modes and buffers of TorchScript can't be set for a replay, as those of other modules can."""
+    scripted = next((part for part in parts if isinstance(part, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise TypeError(
+            f"{type(net).__name__}: a function must not be TorchScript, which can't be run again as it ran, got "
+            f"{type(scripted).__name__}. Take the module as it was and net.compile_functions(), or Store()."
+        )
 
 
 def _refuse_late_gathering(net: Layer, survey: Survey, called: Layer | None) -> None:

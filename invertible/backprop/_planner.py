@@ -16,7 +16,7 @@ from invertible._buffers import one_at_a_time
 from invertible._compiled import is_compiled
 from invertible._value import leaves, map_value
 
-from ._chain import Chain
+from ._chain import Chain, refuse_scripted
 from ._counting import Numbers, Watch, storage_of
 from ._kinds import Kind, measured
 from ._knapsack import Option, Stage
@@ -95,6 +95,7 @@ class Planner(Chain):
         self._path = self._paths[id(layer)]
         self._method, self._look = method, (_look(layer), method)
         self._there = self._storages.there()
+        refuse_scripted(self.net, layer.modules())
         with self._without_data(layer):
             try:
                 return super()._run(layers, method, call, value, map_value(self._fake_shape, condition), called=called)
