@@ -107,6 +107,8 @@ class _Link:
     On a grid it does not; but what leaves a grid is kept, for the way back to be exact there."""
     on_grid: bool = False
     """Whether a layer on a grid has made it."""
+    sample: Tensor | None = None
+    """The elements of it that its maker compares, for the layer behind not to keep them once more."""
 
 
 class Chain:
@@ -208,15 +210,18 @@ class Chain:
                 if self._count > 1:
                     self._warn_of_narrow(first, tensors)
                 if not fresh or first.grid is not None:  # on a grid zeros come back as zeros
-                    self._reconstruct_input(step, first, method, tensors, self._reconstruct)
+                    self._reconstruct_input(step, first, method, links, self._reconstruct)
         if decision is not None and decision.products and step.rule is not None and has_products(first):
             step.keeper = Keeper(frozenset(decision.products))
         outputs = self._apply(step, tensors, conditions)
         _refuse_without_data(first, tuple(outputs), (*tensors, *conditions, *survey.held))
         count = len(step.shapes)
+        samples: Sequence[Tensor] = ()
+        if step.rule is None and not free and decision is None and self._reconstruct is not None:
+            samples = self._compare_output(step, first, outputs[:count], self._reconstruct)
         if step.rule is not None or (free and any(cell is not None for cell in step.in_cells)):
             step.out_cells = [Cell() for _ in range(count)]
-        self._remember(first, outputs[:count], fresh_after, step.out_cells)
+        self._remember(first, outputs[:count], fresh_after, step.out_cells, samples)
         result = rebuilt(step.output, iter(outputs))
         return (result, outputs[count]) if step.log_det else result
 
@@ -240,14 +245,24 @@ class Chain:
         return every is not None and self._count % every == 0
 
     def _reconstruct_input(
-        self, step: Step, layer: Layer, method: str, tensors: Sequence[Tensor], strategy: Reconstruct
+        self, step: Step, layer: Layer, method: str, links: Sequence[_Link], strategy: Reconstruct
     ) -> None:
         step.rule, step.repeats_random = rule_of(layer, method)
         step.probed = [i for i, cell in enumerate(step.in_cells) if cell is None or strategy.locate]
         if step.probed:
             exact = layer.grid is not None
-            step.probes = (Checksum if exact else Probes)([tensors[i] for i in step.probed])
+            tensors, samples = [links[i].tensor for i in step.probed], [links[i].sample for i in step.probed]
+            step.probes = Checksum(tensors) if exact else Probes(tensors, samples)
             step.report = functools.partial(report, self.net, strategy, layer, self._count, exact=exact)
+
+    def _compare_output(
+        self, step: Step, layer: Layer, outputs: Sequence[Tensor], strategy: Reconstruct
+    ) -> Sequence[Tensor]:
+        """Of a layer whose input is kept, as no input behind it would tell that its function does not repeat itself."""
+        probes = Probes([t.detach() for t in outputs])
+        place = functools.partial(report, self.net, strategy, layer, self._count, exact=layer.grid is not None)
+        step.again = lambda found: place(probes.repeated(found), again=True)
+        return probes.true
 
     def _warn_of_narrow(self, layer: Layer, tensors: Sequence[Tensor]) -> None:
         narrow = next((t.dtype for t in tensors if t.dtype in {torch.float16, torch.bfloat16}), None)
@@ -280,12 +295,20 @@ class Chain:
                 return self._links.pop(key)
         return None
 
-    def _remember(self, layer: Layer, tensors: Iterable[Tensor], fresh: bool, cells: Sequence[Cell] = ()) -> None:
+    def _remember(
+        self,
+        layer: Layer,
+        tensors: Iterable[Tensor],
+        fresh: bool,
+        cells: Sequence[Cell] = (),
+        samples: Sequence[Tensor] = (),
+    ) -> None:
         if self._reconstruct is None:
             return
         for i, tensor in enumerate(tensors):
             cell = cells[i] if cells else None
-            self._links[id(tensor)] = _Link(tensor, _version(tensor), cell, fresh, layer.grid is not None)
+            on_grid, sample = layer.grid is not None, samples[i] if samples else None
+            self._links[id(tensor)] = _Link(tensor, _version(tensor), cell, fresh, on_grid, sample)
 
 
 def _version(tensor: Tensor) -> int:

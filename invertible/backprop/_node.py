@@ -127,6 +127,8 @@ class Step:
     probed: Sequence[int] = ()
     """Which inputs the probes are of."""
     report: Callable[[Tensor], None] | None = None
+    again: Callable[[Sequence[Tensor]], None] | None = None
+    """Takes what was returned when the layer was run again on an input that was kept, to be compared."""
     out_cells: Sequence[Cell] = ()
     keeper: Keeper | None = None
     """Keeps some results inside a coupling's function, for the replay not to compute them again."""
@@ -171,6 +173,8 @@ class Step:
             with self._trained_as_then(), self.replay.again(), torch.enable_grad():
                 result = self.run(value, condition)
             tensors, cotangents = self.accept(result), grads
+            if self.again is not None:
+                self.again([t.detach() for t in tensors[: len(self.shapes)]])
         else:
             output = rebuilt(self.output, (cell.take(self) for cell in self.out_cells))
             given = nullcontext() if self.keeper is None else watched(Player(self.keeper, saved[before:]))

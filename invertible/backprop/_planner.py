@@ -118,9 +118,14 @@ class Planner(Chain):
         return result
 
     def _reconstruct_input(
-        self, step: Step, layer: Any, method: str, tensors: Sequence[Tensor], strategy: Reconstruct
+        self, step: Step, layer: Any, method: str, links: Sequence[Any], strategy: Reconstruct
     ) -> None:
         step.rule, step.repeats_random = rule_of(layer, method)
+
+    def _compare_output(
+        self, step: Step, layer: Any, outputs: Sequence[Tensor], strategy: Reconstruct
+    ) -> Sequence[Tensor]:
+        return ()  # there is nothing to compare
 
     def _apply(self, step: Step, tensors: Sequence[Tensor], conditions: Sequence[Tensor]) -> Sequence[Tensor]:
         if step.rule is not None and step.replay.survey.random and not step.repeats_random:
