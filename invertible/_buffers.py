@@ -7,10 +7,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from ._range import is_unread
+
 __all__ = [
     "buffers_move",
     "buffers_moving",
     "buffers_stay",
+    "copy_of",
     "in_training",
     "kept_buffers",
     "on_copies",
@@ -75,6 +78,16 @@ def say_of_buffers(move: bool | None) -> Generator[None]:
         _said.moving = before
 
 
+def copy_of(buffer: Tensor) -> Tensor:
+    """A clone; while tensors have no data, that of a count which has some is a count that can be read, too."""
+    if is_unread() and type(buffer) is Tensor:
+        from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+        with unset_fake_temporarily():
+            return buffer.clone()
+    return buffer.clone()
+
+
 @contextmanager
 def kept_buffers(module: nn.Module) -> Generator[None]:
     """Lets a module run as usual and leaves its buffers as they were.
@@ -88,16 +101,18 @@ def kept_buffers(module: nn.Module) -> Generator[None]:
         true = [{key: buffer for key, buffer in buffers.items() if buffer is not None} for buffers in held]
         # As normal tensors: the function may leave inference mode, and could not write to others there.
         with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
-            copies = {id(buffer): buffer.clone() for buffers in true for buffer in buffers.values()}
+            copies = {id(buffer): copy_of(buffer) for buffers in true for buffer in buffers.values()}
         try:
             for buffers, kept in zip(held, true, strict=True):
-                buffers.update((key, copies[id(buffer)]) for key, buffer in kept.items())
+                for key, buffer in kept.items():  # no update(): those of TorchScript are no dictionary
+                    buffers[key] = copies[id(buffer)]
             _said.copies += 1
             yield
         finally:
             _said.copies -= 1
             for buffers, kept in zip(held, true, strict=True):
-                buffers.update(kept)
+                for key, buffer in kept.items():
+                    buffers[key] = buffer
 
 
 @contextmanager

@@ -69,4 +69,4 @@ def set_compiled_call(part: nn.Module, call: Callable[..., Any] | None) -> None:
 
 def is_compiled(part: nn.Module) -> bool:
     """Whether a module was compiled, in place or by ``torch.compile(module)``."""
-    return compiled_call(part) is not None or "_orig_mod" in part.__dict__["_modules"]
+    return compiled_call(part) is not None or "_orig_mod" in part.__dict__.get("_modules", ())  # a traced one has none

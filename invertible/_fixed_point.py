@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ._range import is_unread
+from ._value import graph_leaves
 
 __all__ = ["ConvergenceError", "Solved", "differentiable", "solve"]
 
@@ -117,6 +118,8 @@ def differentiable(
     else:
         start = solution.detach().requires_grad_()
     value = function(start)
+    if not (y.requires_grad or any(t is not start for t in graph_leaves([value]))):
+        return solution  # nothing is trained
     x = y - value
 
     def implicit(grad: Tensor | None) -> Tensor | None:

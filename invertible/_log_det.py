@@ -6,6 +6,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ._value import graph_leaves
+
 __all__ = ["by_jacobian", "by_series", "roulette", "truncated"]
 
 Function = Callable[[Tensor], Tensor]
@@ -77,12 +79,14 @@ def _evaluated(function: Function, x: Tensor, copies: int) -> tuple[Tensor, Tens
 
     They are never the caller's tensor: nothing is to require gradients of it, and its hooks are not to fire.
     """
-    tracked = torch.is_grad_enabled()
+    enabled = torch.is_grad_enabled()
     many = x.repeat(copies, *[1] * (x.ndim - 1)) if copies != 1 else x.view_as(x)
-    if not (tracked and many.requires_grad):
+    if not (enabled and many.requires_grad):
         many = many.detach().requires_grad_()
     with torch.enable_grad():  # a view: what hooks the input of F, as a profiler does, can't be asked about a leaf
-        return function(many.view_as(many)), many, tracked
+        values = function(many.view_as(many))
+    tracked = enabled and (x.requires_grad or any(t is not many for t in graph_leaves([values])))
+    return values, many, tracked
 
 
 def _pulled(values: Tensor, many: Tensor, cotangent: Tensor, **options: bool) -> Tensor:

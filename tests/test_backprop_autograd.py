@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import invertible as inv
-from invertible import Coupling, Recompute, Reconstruct, Sequential, Store
+from invertible import Budget, Coupling, Recompute, Reconstruct, Sequential, Store
 from invertible._value import leaves
 from invertible.backprop import is_replaying
 from tests.networks import UsersAffine, assert_same, deep, function, outcome, with_strategy
@@ -360,6 +360,46 @@ def test_other_parameters_than_in_forward_raise(strategy):
     y = torch.func.functional_call(net, others, data())
     with pytest.raises(RuntimeError, match=r"its parameters are no longer those of the forward pass"):
         y.sum().backward()
+
+
+@saving
+def test_a_network_that_was_cast_meanwhile_says_so(strategy):
+    """``weight.data`` is replaced without a word to autograd; the replay met two dtypes, or rounded weights."""
+    net = with_strategy(deep(2), strategy)
+    y = net(data())
+    net.float()
+    with pytest.raises(
+        RuntimeError, match=r"a parameter was cast from torch\.float64 to torch\.float32 between forward"
+    ):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("strategy", [*SAVING, Budget(10**9)])
+def test_values_made_in_inference_mode(strategy):
+    net = with_strategy(deep(2), strategy)
+    with torch.inference_mode():
+        x = data(grad=False)
+    with pytest.raises(RuntimeError, match=r"Sequential: inputs and conditions .*inference_mode\. .* x\.clone\(\)"):
+        net(x)
+    net(x.clone()).sum().backward()
+    net.requires_grad_(False).eval()
+    assert torch.equal(net(x), net(x.clone()))  # as under Store, there is nothing to train
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, that it is deprecated
+@pytest.mark.parametrize("make", [torch.jit.script, lambda net: torch.jit.trace(net, torch.ones(3, 2))])
+def test_torchscript_is_for_stored_activations(make):
+    plain = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Tanh())
+    net, same = (Sequential(inv.Split(), Coupling(f), inv.Merge()) for f in (make(copy.deepcopy(plain)), plain))
+    x = torch.randn(3, 4)
+    assert torch.equal(net(x), same(x))
+    before = [b.clone() for b in net.buffers()]
+    assert torch.equal(net.inverse(x), same.inverse(x))
+    assert all(torch.equal(b, a) for b, a in zip(before, net.buffers(), strict=True))
+    for strategy in [*SAVING, Budget(10**9)]:
+        net.backprop = strategy
+        with pytest.raises(TypeError, match=r"Sequential: a function must not be TorchScript, .* Store\(\)\."):
+            net(x)
 
 
 @saving

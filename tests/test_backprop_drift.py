@@ -138,6 +138,35 @@ def test_locate_names_the_first_bad_layer():
         step(net, torch.randn(3, 4))
 
 
+class Ramp(nn.Linear):
+    """Its state is in an attribute, which no replay puts back."""
+
+    steps = 0.0
+
+    def forward(self, x):
+        self.steps += 1
+        return super().forward(x) * self.steps
+
+
+@pytest.mark.parametrize("grid", [None, "exact"])
+@pytest.mark.parametrize(("bad", "options"), [(0, {}), (0, {"locate": True}), (1, {"anchor_every": 2}), (2, {})])
+def test_a_function_that_does_not_repeat_itself_is_found_in_every_layer(bad, options, grid):
+    """Gradients were wrong without a word if it was in a layer whose input is kept: the first one, or an anchor."""
+    functions = [Ramp(4, 4) if i == bad else nn.Linear(4, 4) for i in range(3)]
+    net = Sequential(inv.Split(), *map(Coupling, functions), inv.Merge(), backprop=Reconstruct(**options), grid=grid)
+    with pytest.raises(DriftError) as caught:
+        net(torch.randn(3, 8)).square().sum().backward()
+    if grid is None and bad < 2:
+        said = "layer '{0}', Coupling(), the {0}. that computes something, was run again on the same input and returned"
+        assert said.format(bad + 1) in str(caught.value)
+
+
+def test_what_repeats_itself_is_not_off_even_if_it_is_not_finite():
+    net = Sequential(inv.Split(), Coupling(nn.Linear(4, 4)), inv.Merge(), backprop=Reconstruct())
+    net(torch.full((3, 8), math.inf)).sum().backward()  # of one layer, whose input is kept
+    assert net.drift == 0
+
+
 def test_bfloat16_streams_are_found():
     """The inverse of a sum in eight bits is not its input."""
     torch.manual_seed(0)

@@ -247,6 +247,36 @@ def test_buffers_that_modules_share(strategy):
         run(same, strategy)
 
 
+@pytest.mark.parametrize("outer", [Store(), *SAVING])
+@saving
+def test_a_network_in_a_function_that_runs_on_copies_of_its_buffers(outer, strategy):
+    """In training ``inverse`` leaves buffers alone: the network inside took its copies for the true ones."""
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            norm = nn.Sequential(nn.BatchNorm1d(2).eval(), nn.Linear(2, 2), nn.BatchNorm1d(2))
+            self.net = Sequential(inv.InvertibleLinear(4), inv.Split(), Coupling(norm), inv.Merge())
+
+        def forward(self, x):
+            return self.net(x).tanh()
+
+    net = around(Inner(), Inner()).double()
+    y = data(6, 8)
+
+    def run(outer, strategy):
+        net.zero_grad()
+        net.backprop = outer
+        for coupling in net[1:3]:
+            coupling.function.net.backprop = strategy
+        net.inverse(y).square().sum().backward()
+        return {key: p.grad.clone() for key, p in net.named_parameters()}
+
+    before = {key: b.clone() for key, b in net.named_buffers()}
+    assert_same(run(outer, strategy), run(Store(), Store()), 1e-11)
+    assert all(torch.equal(b, before[key]) for key, b in net.named_buffers())
+
+
 @saving
 def test_two_backwards_through_a_buffer_that_is_written(strategy):
     net = with_strategy(around(*(Averaged() for _ in range(3))).double(), strategy)
@@ -349,8 +379,10 @@ def test_a_condition_may_be_a_named_tuple(strategy):
 # Hooks that do what hooks should not
 
 
-def test_a_value_that_a_hook_changes_in_place_is_refused():
-    net = Sequential(Scale(), Scale(), Scale(), backprop=Reconstruct())
+@pytest.mark.parametrize("inner", [None, Store(), Recompute()])
+def test_a_value_that_a_hook_changes_in_place_is_refused(inner):
+    """Before a container with a strategy of its own only a drift would show it."""
+    net = Sequential(Scale(), Scale(), Sequential(Scale(), backprop=inner), backprop=Reconstruct())
 
     def double(module, args, output):
         output.detach().mul_(2)

@@ -137,6 +137,23 @@ def test_a_step_count_is_that_of_store():
         assert net[1].function.steps == 2
 
 
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, type("Own", (nn.BatchNorm1d,), {})])
+@pytest.mark.parametrize("method", ["forward", "inverse"])
+@pytest.mark.parametrize("strategy", [Budget(10**7), Budget(1500)])
+def test_a_norm_that_reads_its_count_is_planned_backwards_too(kind, method, strategy):
+    """In training ``inverse`` runs functions on copies of their buffers, and those of counts had no data."""
+    torch.manual_seed(0)
+    net = stack(*(nn.Sequential(kind(4, momentum=None), nn.Linear(4, 4)) for _ in "ab"))
+    x, found = torch.randn(6, 8), []
+    for each in (strategy, Store()):
+        again = copy.deepcopy(net)
+        again.backprop = each
+        for _ in "ab":
+            getattr(again, method)(x).square().sum().backward()
+        found.append(([p.grad for p in again.parameters()], list(again.buffers())))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
 def test_a_dead_proxy_is_left_alone():
     gone = {1}
     net = stack(Runs(lambda f: None, proxy=weakref.proxy(gone)), backprop=Store())

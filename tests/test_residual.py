@@ -13,6 +13,7 @@ import invertible as inv
 from invertible import ConvergenceError, Coupling, Merge, Recompute, Reconstruct, Residual, Sequential, Split
 from invertible._lipschitz import ACTIVATIONS, SLACK, constant_of, operator_bound
 from invertible._log_det import by_series, roulette
+from invertible._value import leaves
 from invertible.testing import check, log_det_matches_autograd
 from tests.networks import METHODS, assert_same, outcome, with_strategy
 from tests.rows_residual import CONV, function
@@ -516,6 +517,20 @@ def test_a_copy_has_what_the_last_inverse_took():
     assert set(layer.state_dict()) == {
         f"function.{i}.{name}" for i, name in itertools.product((0, 2), ("weight", "bias"))
     }
+
+
+@pytest.mark.parametrize("log_det", ["series", "roulette", "exact"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_frozen_block_returns_what_needs_no_gradient(log_det, method):
+    """The solution and the Jacobian are differentiated at a tensor of the layer's own: its graph was handed out."""
+    layer, x = block(log_det=log_det), noise(4, 2)
+    made = getattr(layer, method)(x)
+    frozen = getattr(layer.requires_grad_(False), method)(x)
+    for t, f in zip(leaves(made), leaves(frozen), strict=True):
+        assert t.requires_grad
+        assert not f.requires_grad
+    for t in leaves(getattr(layer, method)(x.requires_grad_())):
+        assert t.requires_grad
 
 
 def test_hooks_inside_the_function_fire():

@@ -151,6 +151,39 @@ def test_a_weight_of_two_layers_is_updated_once_all_its_gradient_is_there(strate
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[1])
 
 
+def test_an_optimizer_may_have_attributes_of_its_own():
+    """A copy of an optimiser has its groups and its state, and nothing else."""
+
+    class Signs(torch.optim.Optimizer):
+        def __init__(self, parameters, size):
+            super().__init__(parameters, {})
+            self.size = size
+
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.add_(p.grad.sign(), alpha=-self.size)
+
+    net = nn.Linear(2, 2)
+    nn.init.zeros_(net.weight)
+    optimizer = Signs(net.parameters(), 0.5)
+    StepInBackward(optimizer)
+    optimizer.size = 0.25  # changed later, as a schedule does
+    net(torch.ones(1, 2)).sum().backward()
+    assert net.weight.tolist() == [[-0.25] * 2] * 2
+
+    class Shrinking(Signs):
+        def step(self, closure=None):
+            super().step()
+            self.size *= 0.5  # for each parameter, not for each step
+
+    net = nn.Linear(2, 2)
+    StepInBackward(Shrinking(net.parameters(), 0.5))
+    with pytest.raises(TypeError, match=r"each parameter alone, but Shrinking changes its attribute 'size' at each"):
+        net(torch.ones(1, 2)).sum().backward()
+
+
 def test_what_it_refuses():
     net = nn.Linear(2, 2)
     with pytest.raises(TypeError, match=r"StepInBackward: optimizer must be one of torch\.optim, got str"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
@@ -29,7 +29,7 @@ from ._torch import tape_serves
 from .plan import Choice, Decision
 from .strategies import Budget, Recompute, Reconstruct, Store, Strategy
 
-__all__ = ["Chain", "chain_of", "run", "run_chain"]
+__all__ = ["Chain", "chain_of", "refuse_scripted", "run", "run_chain"]
 
 Layer = InvertibleModule[Any, Any]
 Call = Callable[[Any, Any], Any]
@@ -107,6 +107,8 @@ class _Link:
     On a grid it does not; but what leaves a grid is kept, for the way back to be exact there."""
     on_grid: bool = False
     """Whether a layer on a grid has made it."""
+    sample: Tensor | None = None
+    """The elements of it that its maker compares, for the layer behind not to keep them once more."""
 
 
 class Chain:
@@ -150,6 +152,7 @@ class Chain:
         tensors = _sealed(tensors, [self._take(t) for t in tensors])
         for link in self._links.values():
             if link.cell is not None:
+                _refuse_changed(link)
                 link.cell.keep(link.tensor)
         self._links.clear()
         return rebuilt(form_of(value), iter(tensors))
@@ -179,6 +182,7 @@ class Chain:
             _refuse_without_data(first, result, (*tensors, *conditions, *survey.held))
             self._remember(first, leaves(result[0] if method.endswith("log_det") else result), fresh_after)
             return result
+        _refuse_inference(self.net, (*tensors, *conditions))
         decision = None if free else self._decision(first)
         if decision is not None and decision.choice is Choice.STORE:
             with running(None):
@@ -186,6 +190,7 @@ class Chain:
             _refuse_without_data(first, result, (*tensors, *conditions, *survey.held))
             self._remember(first, leaves(result[0] if method.endswith("log_det") else result), fresh_after)
             return result
+        refuse_scripted(self.net, (part for part, *_ in survey.modes))
         _refuse_late_gathering(self.net, survey, called)
         step = Step(
             layers=layers,
@@ -205,15 +210,18 @@ class Chain:
                 if self._count > 1:
                     self._warn_of_narrow(first, tensors)
                 if not fresh or first.grid is not None:  # on a grid zeros come back as zeros
-                    self._reconstruct_input(step, first, method, tensors, self._reconstruct)
+                    self._reconstruct_input(step, first, method, links, self._reconstruct)
         if decision is not None and decision.products and step.rule is not None and has_products(first):
             step.keeper = Keeper(frozenset(decision.products))
         outputs = self._apply(step, tensors, conditions)
         _refuse_without_data(first, tuple(outputs), (*tensors, *conditions, *survey.held))
         count = len(step.shapes)
+        samples: Sequence[Tensor] = ()
+        if step.rule is None and not free and decision is None and self._reconstruct is not None:
+            samples = self._compare_output(step, first, outputs[:count], self._reconstruct)
         if step.rule is not None or (free and any(cell is not None for cell in step.in_cells)):
             step.out_cells = [Cell() for _ in range(count)]
-        self._remember(first, outputs[:count], fresh_after, step.out_cells)
+        self._remember(first, outputs[:count], fresh_after, step.out_cells, samples)
         result = rebuilt(step.output, iter(outputs))
         return (result, outputs[count]) if step.log_det else result
 
@@ -237,14 +245,24 @@ class Chain:
         return every is not None and self._count % every == 0
 
     def _reconstruct_input(
-        self, step: Step, layer: Layer, method: str, tensors: Sequence[Tensor], strategy: Reconstruct
+        self, step: Step, layer: Layer, method: str, links: Sequence[_Link], strategy: Reconstruct
     ) -> None:
         step.rule, step.repeats_random = rule_of(layer, method)
         step.probed = [i for i, cell in enumerate(step.in_cells) if cell is None or strategy.locate]
         if step.probed:
             exact = layer.grid is not None
-            step.probes = (Checksum if exact else Probes)([tensors[i] for i in step.probed])
+            tensors, samples = [links[i].tensor for i in step.probed], [links[i].sample for i in step.probed]
+            step.probes = Checksum(tensors) if exact else Probes(tensors, samples)
             step.report = functools.partial(report, self.net, strategy, layer, self._count, exact=exact)
+
+    def _compare_output(
+        self, step: Step, layer: Layer, outputs: Sequence[Tensor], strategy: Reconstruct
+    ) -> Sequence[Tensor]:
+        """Of a layer whose input is kept, as no input behind it would tell that its function does not repeat itself."""
+        probes = Probes([t.detach() for t in outputs])
+        place = functools.partial(report, self.net, strategy, layer, self._count, exact=layer.grid is not None)
+        step.again = lambda found: place(probes.repeated(found), again=True)
+        return probes.true
 
     def _warn_of_narrow(self, layer: Layer, tensors: Sequence[Tensor]) -> None:
         narrow = next((t.dtype for t in tensors if t.dtype in {torch.float16, torch.bfloat16}), None)
@@ -262,9 +280,8 @@ class Chain:
         """What is known of a tensor that enters a layer; a tensor from elsewhere is an entry of the chain."""
         link = self._links.pop(id(tensor), None) or self._take_alias(tensor)
         if link is None:
-            return _Link(tensor, tensor._version, None, fresh=True)
-        if tensor._version != link.version:
-            raise RuntimeError("A value between two layers was changed in place, by a hook? Return a new one instead.")
+            return _Link(tensor, 0, None, fresh=True)
+        _refuse_changed(link)
         return link
 
     def _take_alias(self, tensor: Tensor) -> _Link | None:
@@ -278,13 +295,39 @@ class Chain:
                 return self._links.pop(key)
         return None
 
-    def _remember(self, layer: Layer, tensors: Iterable[Tensor], fresh: bool, cells: Sequence[Cell] = ()) -> None:
+    def _remember(
+        self,
+        layer: Layer,
+        tensors: Iterable[Tensor],
+        fresh: bool,
+        cells: Sequence[Cell] = (),
+        samples: Sequence[Tensor] = (),
+    ) -> None:
         if self._reconstruct is None:
             return
         for i, tensor in enumerate(tensors):
-            self._links[id(tensor)] = _Link(
-                tensor, tensor._version, cells[i] if cells else None, fresh, layer.grid is not None
-            )
+            cell = cells[i] if cells else None
+            on_grid, sample = layer.grid is not None, samples[i] if samples else None
+            self._links[id(tensor)] = _Link(tensor, _version(tensor), cell, fresh, on_grid, sample)
+
+
+def _version(tensor: Tensor) -> int:
+    """Counts the writes to a tensor; inference tensors don't count theirs, and nothing is trained of them."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _refuse_changed(link: _Link) -> None:
+    if _version(link.tensor) != link.version:
+        raise RuntimeError("A value between two layers was changed in place, by a hook? Return a new one instead.")
+
+
+def _refuse_inference(net: Layer, given: Iterable[Tensor]) -> None:
+    """What autograd says when it is to save such a tensor, before anything has run."""
+    if any(t.is_inference() for t in given):
+        raise RuntimeError(
+            f"{type(net).__name__}: inputs and conditions that are trained on must not be made under "
+            "torch.inference_mode. Make them under torch.no_grad, or hand over clones: x.clone()."
+        )
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:
@@ -304,6 +347,16 @@ def _sealed(tensors: Sequence[Tensor], links: Sequence[_Link]) -> list[Tensor]:
         if i not in trained and link.cell is not None:
             link.cell.keep(link.tensor)
     return made
+
+
+def refuse_scripted(net: Layer, parts: Iterable[nn.Module]) -> None:
+    """Modes and buffers of TorchScript can't be set for a replay, as those of other modules can."""
+    scripted = next((part for part in parts if isinstance(part, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise TypeError(
+            f"{type(net).__name__}: a function must not be TorchScript, which can't be run again as it ran, got "
+            f"{type(scripted).__name__}. Take the module as it was and net.compile_functions(), or Store()."
+        )
 
 
 def _refuse_late_gathering(net: Layer, survey: Survey, called: Layer | None) -> None:

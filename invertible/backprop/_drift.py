@@ -55,12 +55,22 @@ class NondeterministicBlockError(InexactInverseError):
 class Probes:
     """Some elements of the tensors that entered a layer, to compare the reconstructed ones with."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.true = [_sample(t.detach()) for t in tensors]
+    def __init__(self, tensors: Sequence[Tensor], known: Sequence[Tensor | None] = ()) -> None:
+        known = known or [None] * len(tensors)
+        self.true = [_sample(t.detach()) if k is None else k for t, k in zip(tensors, known, strict=True)]
 
     def drift(self, tensors: Sequence[Tensor]) -> Tensor:
         """The largest relative error of a tensor; the absolute one where the true values are all zero."""
-        return torch.stack(_together([_error(_sample(t), b) for t, b in zip(tensors, self.true, strict=True)])).amax()
+        return self._largest([_sample(t) for t in tensors])
+
+    def repeated(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The same of tensors that were computed again; zero where they are the same, finite or not."""
+        found = [_sample(t) for t in tensors]
+        same = [((t == b) | ((t != t) & (b != b))).all() for t, b in zip(found, self.true, strict=True)]
+        return torch.where(torch.stack([each.to(same[0].device) for each in same]).all(), 0.0, self._largest(found))
+
+    def _largest(self, found: Sequence[Tensor]) -> Tensor:
+        return torch.stack(_together([_error(t, b) for t, b in zip(found, self.true, strict=True)])).amax()
 
 
 class Checksum:
@@ -130,6 +140,8 @@ class _Place:
     layer: nn.Module
     position: int
     exact: bool
+    again: bool
+    """Whether that is said of its output, which it has computed again from an input that was kept."""
 
 
 @dataclass
@@ -192,7 +204,15 @@ class _Figures:
         if self.strategy.locate:
             first = next(i for i, f in enumerate(figures) if not f <= self.strategy.drift_warn)
             where = f" From the output, the first bad one enters {self._place(first)}: {figures[first]:.0e}."
+        locate = "" if self.strategy.locate else " Reconstruct(locate=True) names the layer."
         who = f"{type(self.net).__name__}: the reconstructed inputs are off by {worst:.0e} (relative)"
+        fix = f" Keep more: Reconstruct(anchor_every=10) or Store().{locate}"
+        at = figures.index(worst)
+        if self.places[at].again:
+            rule = "was run again on the same input and returned something else, off by"
+            who = f"{type(self.net).__name__}: {self._place(at)}, {rule} {worst:.0e} (relative)"
+            where = " A function must draw random numbers from torch's global generator, and keep its state in buffers."
+            fix = " Or take Store()."
         if worst <= self.strategy.drift_error:
             warnings.warn(
                 f"{who}, above drift_warn={self.strategy.drift_warn:g}.{where} Gradients lose precision with it.",
@@ -200,11 +220,10 @@ class _Figures:
                 stacklevel=3,
             )
             return None
-        locate = "" if self.strategy.locate else " Reconstruct(locate=True) names the layer."
         if math.isfinite(worst):
             return DriftError(
                 f"{who}, above drift_error={self.strategy.drift_error:g}, so that the gradients of this step are "
-                f"wrong.{where} Keep more: Reconstruct(anchor_every=10) or Store().{locate}"
+                f"wrong.{where}{fix}"
             )
         return DriftError(
             f"{type(self.net).__name__}: the reconstructed inputs are not finite: a value between the layers is "
@@ -267,10 +286,20 @@ def during_backward() -> _Backward:
 
 
 def report(
-    net: nn.Module, strategy: Reconstruct, layer: nn.Module, position: int, figure: Tensor, *, exact: bool
+    net: nn.Module,
+    strategy: Reconstruct,
+    layer: nn.Module,
+    position: int,
+    figure: Tensor,
+    *,
+    exact: bool,
+    again: bool = False,
 ) -> None:
-    """Takes down how far off a layer's input is, to be read with all others at the end of the backward pass."""
+    """Takes down how far off a layer's input is, to be read with all others at the end of the backward pass.
+
+    ``again``: or what it has returned when it was run again.
+    """
     if not figure.is_meta:
         figures = during_backward().figures.setdefault(id(net), _Figures(net, strategy))
-        figures.places.append(_Place(layer, position, exact))
+        figures.places.append(_Place(layer, position, exact, again))
         figures.values.append(figure)

@@ -127,6 +127,8 @@ class Step:
     probed: Sequence[int] = ()
     """Which inputs the probes are of."""
     report: Callable[[Tensor], None] | None = None
+    again: Callable[[Sequence[Tensor]], None] | None = None
+    """Takes what was returned when the layer was run again on an input that was kept, to be compared."""
     out_cells: Sequence[Cell] = ()
     keeper: Keeper | None = None
     """Keeps some results inside a coupling's function, for the replay not to compute them again."""
@@ -135,7 +137,8 @@ class Step:
     shapes: Sequence[tuple[torch.Size, torch.dtype, torch.device]] = ()
 
     def __post_init__(self) -> None:
-        self._versions = [(p, p._version) for p in self.replay.survey.held]  # frozen ones, too: the replay reads them
+        # Frozen ones, too: the replay reads them. To cast one is not counted as a write.
+        self._versions = [(p, p._version, p.dtype) for p in self.replay.survey.held]
         self._trained = [p.requires_grad for p in self.parameters]
 
     @property
@@ -170,6 +173,8 @@ class Step:
             with self._trained_as_then(), self.replay.again(), torch.enable_grad():
                 result = self.run(value, condition)
             tensors, cotangents = self.accept(result), grads
+            if self.again is not None:
+                self.again([t.detach() for t in tensors[: len(self.shapes)]])
         else:
             output = rebuilt(self.output, (cell.take(self) for cell in self.out_cells))
             given = nullcontext() if self.keeper is None else watched(Player(self.keeper, saved[before:]))
@@ -237,12 +242,17 @@ class Step:
 
     def _refuse_changed_parameters(self) -> None:
         held = self.replay.survey.held
-        for parameter, version in self._versions:
+        for parameter, version, dtype in self._versions:
             where, key = held[parameter]
             if where.get(key) is not parameter:
                 raise RuntimeError(
                     f"{self.name}: its parameters are no longer those of the forward pass (functional_call?), so that "
                     "the layer cannot be run again. Use Store() here."
+                )
+            if parameter.dtype != dtype:
+                raise RuntimeError(
+                    f"{self.name}: a parameter was cast from {dtype} to {parameter.dtype} between forward and "
+                    "backward, by net.half() or net.to()? Call backward first."
                 )
             if parameter._version != version:
                 raise RuntimeError(

@@ -16,7 +16,7 @@ from invertible._buffers import one_at_a_time
 from invertible._compiled import is_compiled
 from invertible._value import leaves, map_value
 
-from ._chain import Chain
+from ._chain import Chain, refuse_scripted
 from ._counting import Numbers, Watch, storage_of
 from ._kinds import Kind, measured
 from ._knapsack import Option, Stage
@@ -95,6 +95,7 @@ class Planner(Chain):
         self._path = self._paths[id(layer)]
         self._method, self._look = method, (_look(layer), method)
         self._there = self._storages.there()
+        refuse_scripted(self.net, layer.modules())
         with self._without_data(layer):
             try:
                 return super()._run(layers, method, call, value, map_value(self._fake_shape, condition), called=called)
@@ -117,9 +118,14 @@ class Planner(Chain):
         return result
 
     def _reconstruct_input(
-        self, step: Step, layer: Any, method: str, tensors: Sequence[Tensor], strategy: Reconstruct
+        self, step: Step, layer: Any, method: str, links: Sequence[Any], strategy: Reconstruct
     ) -> None:
         step.rule, step.repeats_random = rule_of(layer, method)
+
+    def _compare_output(
+        self, step: Step, layer: Any, outputs: Sequence[Tensor], strategy: Reconstruct
+    ) -> Sequence[Tensor]:
+        return ()  # there is nothing to compare
 
     def _apply(self, step: Step, tensors: Sequence[Tensor], conditions: Sequence[Tensor]) -> Sequence[Tensor]:
         if step.rule is not None and step.replay.survey.random and not step.repeats_random:

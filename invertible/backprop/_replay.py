@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from invertible import _check
-from invertible._buffers import one_at_a_time, replaced_buffers, said_of_buffers, say_of_buffers
+from invertible._buffers import copy_of, on_copies, one_at_a_time, replaced_buffers, said_of_buffers, say_of_buffers
 from invertible._compiled import compiled_call, is_compiled, set_compiled_call
 from invertible._random import draws
 from invertible._running import engine_runs, running
@@ -104,7 +104,8 @@ class Replay:
         self.moving = said_of_buffers()
         self.random: list[tuple[torch.device, Tensor]] = []  # the states before the run, if it drew random numbers
         self.after: list[int] = []  # digests of those after it
-        # Buffers that the run wrote, as they were before it; those that it wrote before it used them, as it left them.
+        # Buffers that the run wrote, or that were copies, as they were before it; those that it wrote before it used
+        # them, as it left them.
         self.entry: list[tuple[nn.Module, str, Tensor]] = []
         self.read: list[tuple[nn.Module, str, Tensor, int]] = []  # those that it did not write, with their versions
         self.stance = compiler_stance() if survey.compiled else None
@@ -116,7 +117,7 @@ class Replay:
 
     def record(self, run: Callable[[], Any]) -> Any:
         """Returns ``run()``, the run that is to be replayed."""
-        copies = {id(buffer): buffer.clone() for _, _, buffer in self.survey.others}  # one for all that share it
+        copies = {id(buffer): copy_of(buffer) for _, _, buffer in self.survey.others}  # one for all that share it
         before = [(part, key, b, b._version, copies[id(b)]) for part, key, b in self.survey.others]
         with one_at_a_time if self.survey.random else nullcontext():
             random = self._random_state()
@@ -131,7 +132,8 @@ class Replay:
         if any(not torch.equal(a, b) for (_, a), (_, b) in zip(random, after, strict=True)):
             self.random, self.after = random, _digest(after)
         for part, key, buffer, version, copy in before:
-            same = buffers_of(part).get(key) is buffer and buffer._version == version
+            # What is a copy itself, as in a function whose inverse runs or that is replayed, is gone by then.
+            same = buffers_of(part).get(key) is buffer and buffer._version == version and not on_copies()
             if not same or (self.may_write and _writes(part, key, copy)):
                 now = buffers_of(part).get(key) if key in getattr(part, "_written_before_use", ()) else None
                 self.entry.append((part, key, copy if now is None else now.clone()))
@@ -258,7 +260,7 @@ def _on_copies(norms: Sequence[nn.Module]) -> AbstractContextManager[None]:
 
 def _copied(buffers: Sequence[tuple[nn.Module, str, Tensor]]) -> AbstractContextManager[None]:
     """Lets modules work on copies of these buffers, one for all that share it."""
-    copies = {id(buffer): buffer.clone() for _, _, buffer in buffers}
+    copies = {id(buffer): copy_of(buffer) for _, _, buffer in buffers}
     return replaced_buffers([(part, key, copies[id(buffer)]) for part, key, buffer in buffers])
 
 

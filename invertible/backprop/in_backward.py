@@ -60,6 +60,7 @@ class StepInBackward:
         if any(p.grad is not None for _, p in groups):
             raise ValueError("StepInBackward: no parameter may have a gradient yet. Call optimizer.zero_grad() first.")
         self._optimizer, self._one = optimizer, copy.copy(optimizer)
+        self._torchs = {*vars(self._one), "step"}  # what a copy has, and what a scheduler has put there
         self._group = {p: i for i, p in groups}
         self._handles: list[RemovableHandle] = [
             p.register_post_accumulate_grad_hook(self._update) for p in self._group if p.requires_grad
@@ -75,12 +76,20 @@ class StepInBackward:
         """Steps of this parameter alone, by the options that its group has now."""
         whole = self._optimizer.param_groups[self._group[parameter]]
         group: dict[str, Any] = {**whole, "params": [parameter]}
+        attributes = {key: value for key, value in vars(self._optimizer).items() if key not in self._torchs}
+        vars(self._one).update(attributes)  # a copy of an optimiser has none of its own, and they may have changed
         self._one.param_groups, self._one.state = [group], self._optimizer.state  # loading a state replaces both
         self._one.step()
         for key, value in group.items():
             if key != "params" and value is not whole.get(key):
-                raise TypeError(
-                    f"StepInBackward: the optimizer must update each parameter alone, but {type(self._one).__name__} "
-                    f"changes {key!r} of the whole group at each step."
-                )
+                raise self._changed(f"{key!r} of the whole group")
+        for key, value in attributes.items():
+            if type(value) in (int, float) and vars(self._one).get(key) != value:
+                raise self._changed(f"its attribute {key!r}")
         parameter.grad = None
+
+    def _changed(self, what: str) -> TypeError:
+        return TypeError(
+            f"StepInBackward: the optimizer must update each parameter alone, but {type(self._one).__name__} changes "
+            f"{what} at each step."
+        )

@@ -73,8 +73,9 @@ class Reconstruct(Strategy):
     .. math::
         \mathrm{drift} = \lVert \hat x - x \rVert_2 / \lVert x \rVert_2,
 
-    the largest of the streams; without the denominator where that is zero. It is read once, which synchronises a GPU
-    once per step.
+    the largest of the streams; without the denominator where that is zero. Layers whose input is kept are compared by
+    what they return when they run again, which is off only if a function does not repeat itself. The figure is read
+    once, which synchronises a GPU once per step.
 
     Source: RevNet (Gomez et al., 2017), https://arxiv.org/abs/1707.04585
 
