@@ -31,7 +31,8 @@ class BatchNorm(InvertibleModule[Tensor, Tensor]):
     Running statistics move as in :class:`torch.nn.BatchNorm2d`: once per training step in the trained direction,
     under every strategy, with the unbiased variance, while the biased one normalises. In training mode
     :class:`Reconstruct` keeps the layer's input. With several processes each has the statistics of its own batch, as
-    torch's layer under DDP; DDP hands out the running ones of the first process.
+    torch's layer under DDP; DDP hands out the running ones of the first process. ``torch.optim.swa_utils.update_bn``
+    sees torch's own layers only and passes over this one: run some batches in training mode under ``torch.no_grad``.
 
     Cost: a product and a sum per element, and in training mode the statistics.
 
