@@ -161,6 +161,27 @@ def test_a_function_that_does_not_repeat_itself_is_found_in_every_layer(bad, opt
         assert said.format(bad + 1) in str(caught.value)
 
 
+class Once(nn.Module):
+    """Is another function at one element, in its first run."""
+
+    runs = 0
+
+    def forward(self, x):
+        self.runs += 1
+        y = x.tanh() + 0
+        y[-1, -1, -1, -1] += float(self.runs == 1)
+        return y
+
+
+@pytest.mark.parametrize("anchors", [None, 1])
+def test_on_a_grid_one_element_that_is_not_repeated_is_found(anchors):
+    """Among more elements than the probes have, in a layer whose input is kept, too."""
+    coupling = Coupling(Once())
+    net = Sequential(inv.Split(), coupling, inv.Merge(), backprop=Reconstruct(anchor_every=anchors), grid="exact")
+    with pytest.raises(inv.InexactInverseError, match="bit for bit"):
+        net(torch.randn(9, 8, 9, 9, requires_grad=True)).square().sum().backward()
+
+
 def test_what_repeats_itself_is_not_off_even_if_it_is_not_finite():
     net = Sequential(inv.Split(), Coupling(nn.Linear(4, 4)), inv.Merge(), backprop=Reconstruct())
     net(torch.full((3, 8), math.inf)).sum().backward()  # of one layer, whose input is kept
