@@ -486,6 +486,15 @@ def test_what_is_wrong_with_a_tree_is_said(tmp_path):
     assert ImageTree(good, classes=["dog", "cat"]).labels.tolist() == [0, 1]
 
 
+def test_links_are_followed_but_not_in_a_circle(tmp_path):
+    good = tree(tmp_path / "good", ["cat", "dog/young"])
+    (good / "dog" / "young" / "round").symlink_to("..")
+    (good / "dog" / "itself").symlink_to(good / "dog")
+    (good / "cat" / "also").symlink_to("../dog/young")
+    names = [os.path.relpath(ImageTree(good).name(i), good) for i in range(len(ImageTree(good)))]
+    assert names == ["cat/a.png", "cat/also/a.png", "dog/young/a.png"]
+
+
 # The command
 
 
