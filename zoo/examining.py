@@ -42,7 +42,8 @@ class Examiner:
     def batches(self, unread: list[tuple[str, str]]) -> Generator[tuple[Tensor, Tensor, list[int]]]:
         """What the network sees, labels and numbers, of this process' part; names of unread images go into the list."""
         device = self.learner.device
-        size = max(self.run.recipe.batch_size // self.world.size, 1)
+        # No more than training has at once: what gradients are accumulated for is that more do not fit.
+        size = max(self.run.recipe.batch_size // (self.world.size * self.run.accumulate), 1)
         mine = share(len(self.validation), self.world.rank, self.world.size)
         found = loader(self.validation, batches_of(mine, size), workers=self.run.workers, pin=device.type == "cuda")
         largest = -(-len(self.validation) // self.world.size)
