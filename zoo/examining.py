@@ -13,7 +13,7 @@ from zoo import plots
 from zoo.data import Batch, Samples, batches_of, loader
 from zoo.data.order import share
 from zoo.distributed import World
-from zoo.errors import DivergedError, InputError
+from zoo.errors import DivergedError, InputError, reason
 from zoo.evaluation import Evaluation, evaluate
 from zoo.inversion import InversionError, invert_batches, relative_errors
 from zoo.irevnet import IRevNet
@@ -74,6 +74,7 @@ class Examiner:
 
         Raises:
             DivergedError: in all processes, if values leave the grid in one.
+            InputError: in all processes, if the picture can't be written.
         """
         if not isinstance(self.learner.net, IRevNet):
             return None
@@ -106,7 +107,13 @@ class Examiner:
         everywhere = [each for part in self.world.gathered(pictures) for each in part]
         if self.world.main and everywhere:
             originals, recoveries = (torch.stack(list(column)) for column in zip(*everywhere, strict=True))
-            plots.reconstructions(originals, recoveries, path)
+            try:
+                plots.reconstructions(originals, recoveries, path)
+            except OSError as error:  # the folder of somebody else's run, say
+                problem = f"cannot write {path}: {reason(error)}"
+        problem = self.world.first(problem)
+        if problem:
+            raise InputError(problem)
         return InversionError.of(found)
 
 
