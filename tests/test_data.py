@@ -523,6 +523,14 @@ def test_verify_says_what_is_wrong(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: no such folder: {tmp_path / 'none'}\n"
 
 
+def test_a_palette_whose_colours_are_each_half_transparent_makes_no_noise():
+    """Pillow would warn, once in every worker; where warnings are errors the image would be lost."""
+    image = Image.fromarray(load_sample_images().images[0][:20, :30]).quantize(16)
+    image.save(file := io.BytesIO(), "png", transparency=bytes(range(16)))
+    expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    assert torch.equal(decode_image(file.getvalue(), "x.png"), expected)
+
+
 def test_an_image_of_floating_point_numbers_is_refused():
     """Of no known range: cut off to bytes, most would be black."""
     file = io.BytesIO()
