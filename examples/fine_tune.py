@@ -61,10 +61,11 @@ def part(data: Data, classes: Sequence[str], each: int | None = None) -> Data:
     return Data(Part(data.training, classes, each), Part(data.validation, classes))
 
 
-def recipe_for(net: nn.Module, data: Data, options: argparse.Namespace, epochs: int) -> Recipe:
-    """The recipe of the network's card, for a few epochs of what may be few images."""
-    card = CARDS[zoo.config_of(net).model]
-    base = RECIPES[card.recipe or "digits"]
+def recipe_for(
+    net: nn.Module, data: Data, options: argparse.Namespace, epochs: int, base: Recipe | None = None
+) -> Recipe:
+    """The recipe that it was trained by, or else that of its card, for a few epochs of what may be few images."""
+    base = base or RECIPES[CARDS[zoo.config_of(net).model].recipe or "digits"]
     batch = min(options.batch_size, len(data.training))
     figures = {"batch_size": batch, "lr": options.lr, "epochs": epochs, "iterations": None, "drops": None}
     return dataclasses.replace(base, warmup_epochs=1, **figures)
@@ -97,9 +98,12 @@ def train(net: IRevNet, data: Data, recipe: Recipe, *, frozen: int = 0, seed: in
     return evaluate(net, ((prepare(b.images.to(device)), b.labels.to(device)) for b in batches))
 
 
-def loaded(folder: Path, device: torch.device) -> nn.Module:
-    """The network of a training run, or of a folder of ``save_pretrained``."""
-    return load_net(folder, device)[0] if (folder / "checkpoints").is_dir() else from_pretrained(folder)
+def loaded(folder: Path, device: torch.device) -> tuple[nn.Module, Recipe | None]:
+    """The network of a training run, with its recipe: images must be as it knows them; or of ``save_pretrained``."""
+    if not (folder / "checkpoints").is_dir():
+        return from_pretrained(folder), None
+    net, run = load_net(folder, device)
+    return net, run.recipe
 
 
 def prepared(net: nn.Module, data: Data, device: torch.device) -> IRevNet:
@@ -115,11 +119,13 @@ def prepared(net: nn.Module, data: Data, device: torch.device) -> IRevNet:
     return net
 
 
-def tune(net: nn.Module, data: Data, options: argparse.Namespace, *, frozen: int) -> tuple[IRevNet, Evaluation]:
+def tune(
+    net: nn.Module, data: Data, options: argparse.Namespace, *, frozen: int, base: Recipe | None = None
+) -> tuple[IRevNet, Evaluation]:
     """Fine-tunes a network to the classes of the data."""
     torch.manual_seed(options.seed)
     tuned = prepared(net, data, find_device(options.device))
-    recipe = recipe_for(tuned, data, options, options.epochs)
+    recipe = recipe_for(tuned, data, options, options.epochs, base)
     return tuned, train(tuned, data, recipe, frozen=frozen, seed=options.seed)
 
 
@@ -168,7 +174,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0, or 2 for wrong input."""
+    """Runs the command and returns its exit code: 0, 2 for wrong input, 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
     try:
         if options.data is None:
@@ -176,13 +182,16 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             data = open_data(options.data)
             device = find_device(options.device)
-            start = loaded(options.weights, device) if options.weights else zoo.create(options.model)
-            net, result = tune(start, data, options, frozen=options.frozen_epochs)
+            start, base = loaded(options.weights, device) if options.weights else (zoo.create(options.model), None)
+            net, result = tune(start, data, options, frozen=options.frozen_epochs, base=base)
             print(f"top-1 {result.top1:.1f} % of {result.images} images")
         print(f"saved in {save_pretrained(net, options.output)}")
     except (InputError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the last network is not saved", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -284,13 +284,18 @@ def report(trainer: Trainer, reporter: Reporter) -> dict[str, str]:
     if result.unread:
         cells |= {"validation images left out": f"{result.unread}, which can't be read"}
     pictures = "curves.png"
+    unwritten: InputError | None = None
     try:
         error = trainer.invert()
         pictures += "" if error is None else ", reconstructions.png"
         cells |= {} if error is None else {"inversion error ε": mean_median_max(error)}
     except DivergedError as error:  # what was learnt is none the worse
         cells |= {"inversion error ε": str(error).partition(";")[0]}
+    except InputError as error:  # the accuracy, which may have taken hours, is told all the same
+        unwritten = error
     reporter.table(f"{trainer.run.recipe.model}: {result.images} validation images", cells)
+    if unwritten is not None:
+        raise unwritten
     reporter.say(f"{pictures}, model.safetensors and the rest are in {trainer.folder}")
     return cells
 

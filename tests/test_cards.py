@@ -185,6 +185,11 @@ def test_the_classifier_of_torchvisions_networks():
 def test_networks_without_a_classifier_are_refused():
     with pytest.raises(ValueError, match="num_classes must be at least 0, got -1"):
         zoo.replace_head(zoo.create("irevnet_small"), -1)
+    net = zoo.create("irevnet_small", num_classes=3, blocks=(1,))
+    for number in (2.5, True, "3", None):
+        with pytest.raises(TypeError, match=r"zoo\.replace_head: num_classes must be an integer, got"):
+            zoo.replace_head(net, number)
+    assert zoo.config_of(net).options["num_classes"] == 3
     for net in (nn.Linear(2, 2), nn.Sequential()):
         with pytest.raises(
             ValueError, match=re.escape("expected a network with a linear classifier in head[-1] or fc")

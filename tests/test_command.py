@@ -1,6 +1,7 @@
 """The main command as a person uses it: on a terminal and not, with wrong words, with Ctrl-C."""
 
 import contextlib
+import errno
 import fcntl
 import importlib.util
 import json
@@ -25,6 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 
+from zoo import examining
 from zoo.configuring import prepared
 from zoo.distributed import World
 from zoo.recipes import RECIPES
@@ -274,6 +276,24 @@ def test_wrong_input_is_one_clear_line_and_exit_code_2(mess, command, monkeypatc
     if words.startswith("error"):
         assert error.startswith(words)
         assert error.count("\n") == 1
+
+
+def test_a_picture_that_cannot_be_written_costs_no_figures(trained, command, monkeypatch, capsys):
+    """Somebody else's run can be evaluated: the table comes before the error."""
+
+    def refused(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.chdir(trained[0])
+    monkeypatch.setattr(examining.plots, "reconstructions", refused)
+    threads = torch.get_num_threads()
+    try:
+        assert command(["--resume", "runs/one", "--evaluate", "--workers", "0"]) == 2
+    finally:
+        torch.set_num_threads(threads)
+    told = capsys.readouterr()
+    assert "│ top-1 accuracy" in told.out
+    assert told.err == "error: cannot write runs/one/reconstructions.png: Permission denied\n"
 
 
 @pytest.mark.slow

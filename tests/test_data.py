@@ -486,6 +486,15 @@ def test_what_is_wrong_with_a_tree_is_said(tmp_path):
     assert ImageTree(good, classes=["dog", "cat"]).labels.tolist() == [0, 1]
 
 
+def test_links_are_followed_but_not_in_a_circle(tmp_path):
+    good = tree(tmp_path / "good", ["cat", "dog/young"])
+    (good / "dog" / "young" / "round").symlink_to("..")
+    (good / "dog" / "itself").symlink_to(good / "dog")
+    (good / "cat" / "also").symlink_to("../dog/young")
+    names = [os.path.relpath(ImageTree(good).name(i), good) for i in range(len(ImageTree(good)))]
+    assert names == ["cat/a.png", "cat/also/a.png", "dog/young/a.png"]
+
+
 # The command
 
 
@@ -512,6 +521,14 @@ def test_verify_writes_a_line_for_each_image(mess, tmp_path, workers, capsys):
 def test_verify_says_what_is_wrong(tmp_path, capsys):
     assert command(["verify", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err == f"error: no such folder: {tmp_path / 'none'}\n"
+
+
+def test_a_palette_whose_colours_are_each_half_transparent_makes_no_noise():
+    """Pillow would warn, once in every worker; where warnings are errors the image would be lost."""
+    image = Image.fromarray(load_sample_images().images[0][:20, :30]).quantize(16)
+    image.save(file := io.BytesIO(), "png", transparency=bytes(range(16)))
+    expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    assert torch.equal(decode_image(file.getvalue(), "x.png"), expected)
 
 
 def test_an_image_of_floating_point_numbers_is_refused():

@@ -2,16 +2,20 @@
 
 import importlib.util
 import re
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import zoo
 from invertible import StreamRangeError
 from zoo.pretrained import from_pretrained
+from zoo.recipes import RECIPES
+from zoo.run import Run
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--device", "cpu", "--pretrain-epochs", "1", "--epochs", "2", "--frozen-epochs", "1", "--images", "4"]
@@ -116,8 +120,23 @@ def test_what_diverges_is_ended_in_one_line(example, folder, capsys, monkeypatch
         assert "--grid" not in found
 
 
-def test_the_network_of_a_run_is_taken(example, folder, monkeypatch):
+def test_the_network_of_a_run_is_taken_and_sees_what_it_was_trained_on(example, folder, monkeypatch):
+    for name in ("data/train/a/0.png", "data/val/a/0.png"):
+        (folder / name).parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / name)
     (folder / "run" / "checkpoints").mkdir(parents=True)
-    net = zoo.create("irevnet_small", num_classes=2)
-    monkeypatch.setattr(example, "load_net", lambda path, device: (net, path))
-    assert example.loaded(folder / "run", torch.device("cpu")) is net
+    net = zoo.create("irevnet_small", num_classes=2, blocks=(1,))
+    recipe = replace(RECIPES["digits"], size=48, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    monkeypatch.setattr(example, "load_net", lambda path, device: (net, Run(recipe)))
+    taken = Mock(side_effect=ValueError("seen"))
+    monkeypatch.setattr(example, "train", taken)
+    assert example.main(["--device", "cpu", "--data", "data", "--weights", "run"]) == 2
+    assert taken.call_args.args[0] is net
+    seen = taken.call_args.args[2]
+    assert (seen.size, seen.mean, seen.std, seen.epochs, seen.batch_size) == (48, recipe.mean, recipe.std, 30, 1)
+
+
+def test_control_c_is_one_line(example, monkeypatch, capsys):
+    monkeypatch.setattr(example, "demonstrate", Mock(side_effect=KeyboardInterrupt))
+    assert example.main(SHORT) == 130
+    assert capsys.readouterr().err == "stopped; the last network is not saved\n"

@@ -352,6 +352,8 @@ REFUSALS = {
     "IRevNet: kernel_sizes must be three odd numbers, got (1, 2, 1).": lambda net: zoo.irevnet_b(
         kernel_sizes=(1, 2, 1)
     ),
+    "IRevNet: kernel_sizes must be three odd numbers, got 3.": lambda net: zoo.irevnet_b(kernel_sizes=3),
+    "IRevNet: kernel_sizes must be an integer, got 3.0.": lambda net: zoo.irevnet_b(kernel_sizes=(3.0, 3, 3)),
     "zoo.create: unknown model 'irevnet_c'; there are glow, iresnet, irevnet_a, irevnet_b": lambda net: zoo.create(
         "irevnet_c"
     ),

@@ -11,6 +11,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,6 +60,14 @@ def test_a_new_classifier_is_saved_as_such(tmp_path):
     assert_same(made, from_pretrained(save_pretrained(made, tmp_path)))
     headless = zoo.replace_head(made, 0)
     assert_same(headless, from_pretrained(save_pretrained(headless, tmp_path)))
+
+
+@pytest.mark.parametrize("labels", [np.array([0, 2, 1]), torch.tensor([0, 2, 1])])
+def test_numbers_counted_from_labels_are_saved_as_numbers(tmp_path, labels):
+    made = zoo.create("irevnet_small", num_classes=labels.max() + 1, blocks=(np.int64(1),))
+    assert repr(zoo.config_of(made).options["num_classes"]) == "3"
+    assert_same(made, from_pretrained(save_pretrained(made, tmp_path)))
+    assert_same(zoo.replace_head(made, labels.max()), from_pretrained(save_pretrained(made, tmp_path)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

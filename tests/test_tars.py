@@ -129,6 +129,19 @@ def test_numbers_are_sorted_as_numbers(tmp_path):
     assert TarShards([tmp_path / "a.tar"]).labels.tolist() == list(range(12))
 
 
+def test_webdatasets_numbers_go_before_its_folders(tmp_path):
+    """Its names end at their first dot, and its folders are parts of the data: neither may decide the class."""
+    members = {}
+    for i in range(4):
+        members |= {f"part{i // 2}/{i}.left.jpg": jpeg(i), f"part{i // 2}/{i}.cls": str(3 - i).encode()}
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    assert TarShards([tmp_path / "a.tar"]).labels.tolist() == [3, 2, 1, 0]
+    del members["part1/2.cls"]
+    (tmp_path / "b.tar").write_bytes(tar_of(members))
+    with pytest.raises(InputError, match=r"no class for .*b\.tar:part1/2\.left\.jpg: it has no \.cls file, and others"):
+        TarShards([tmp_path / "b.tar"])
+
+
 def test_the_index_is_made_anew_when_the_tar_changes(tmp_path, monkeypatch):
     path = tmp_path / "train-0.tar"
     path.write_bytes(tar_of({"cat/a.jpg": jpeg(0)}))

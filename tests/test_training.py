@@ -555,6 +555,21 @@ def test_a_damaged_run_goes_on_from_the_checkpoint_before(digits, tmp_path):
         Run.load(config)
 
 
+def test_evaluation_takes_no_more_images_at_once_than_training(digits, tmp_path):
+    trainer = Trainer(Run(dataclasses.replace(ONE_EPOCH, batch_size=256), digits, accumulate=4), tmp_path)
+    assert [len(labels) for _, labels, _ in trainer.examiner.batches([])] == [64] * 5 + [35]
+
+
+def test_what_the_main_process_cannot_write_ends_all(digits, tmp_path, monkeypatch):
+    """The others wait to be told, whichever error it is: a full disk is one of the system's."""
+    trainer = Trainer(Run(ONE_EPOCH, digits), tmp_path)
+    monkeypatch.setattr(training.World, "first", lambda world, thing: thing)
+    trainer.world = dataclasses.replace(trainer.world, size=2)
+    monkeypatch.setattr(training.checkpoints, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(InputError, match="No space left"):
+        trainer.finish({})
+
+
 def test_a_checkpoint_of_another_network_is_refused(digits, tmp_path):
     fit(Trainer(Run(ONE_EPOCH, digits), tmp_path))
     other = replace(Run(ONE_EPOCH, digits), model_options={"blocks": (2, 2, 2)})

@@ -1,7 +1,8 @@
 """What is written down once, and must not change afterwards."""
 
+import operator
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 __all__ = ["Frozen", "frozen"]
 
@@ -45,7 +46,17 @@ class Frozen(Mapping[Key, Item]):
 
 
 def frozen(value: Any) -> Any:
-    """Returns a value with its lists as tuples and its dictionaries as :class:`Frozen`, to any depth."""
+    """Returns a value with its lists as tuples and its dictionaries as :class:`Frozen`, to any depth.
+
+    Integers of NumPy and of torch, such as ``labels.max() + 1``, become Python's, which JSON knows.
+    """
     if isinstance(value, list | tuple | range):
         return tuple(frozen(each) for each in value)
-    return Frozen({key: frozen(each) for key, each in value.items()}) if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return Frozen({key: frozen(each) for key, each in value.items()})
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:  # a tensor of several values, or of another kind
+        return value

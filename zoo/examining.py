@@ -13,7 +13,7 @@ from zoo import plots
 from zoo.data import Batch, Samples, batches_of, loader
 from zoo.data.order import share
 from zoo.distributed import World
-from zoo.errors import DivergedError, InputError
+from zoo.errors import DivergedError, InputError, reason
 from zoo.evaluation import Evaluation, evaluate
 from zoo.inversion import InversionError, invert_batches, relative_errors
 from zoo.irevnet import IRevNet
@@ -42,7 +42,8 @@ class Examiner:
     def batches(self, unread: list[tuple[str, str]]) -> Generator[tuple[Tensor, Tensor, list[int]]]:
         """What the network sees, labels and numbers, of this process' part; names of unread images go into the list."""
         device = self.learner.device
-        size = max(self.run.recipe.batch_size // self.world.size, 1)
+        # No more than training has at once: what gradients are accumulated for is that more do not fit.
+        size = max(self.run.recipe.batch_size // (self.world.size * self.run.accumulate), 1)
         mine = share(len(self.validation), self.world.rank, self.world.size)
         found = loader(self.validation, batches_of(mine, size), workers=self.run.workers, pin=device.type == "cuda")
         largest = -(-len(self.validation) // self.world.size)
@@ -73,6 +74,7 @@ class Examiner:
 
         Raises:
             DivergedError: in all processes, if values leave the grid in one.
+            InputError: in all processes, if the picture can't be written.
         """
         if not isinstance(self.learner.net, IRevNet):
             return None
@@ -105,7 +107,13 @@ class Examiner:
         everywhere = [each for part in self.world.gathered(pictures) for each in part]
         if self.world.main and everywhere:
             originals, recoveries = (torch.stack(list(column)) for column in zip(*everywhere, strict=True))
-            plots.reconstructions(originals, recoveries, path)
+            try:
+                plots.reconstructions(originals, recoveries, path)
+            except OSError as error:  # the folder of somebody else's run, say
+                problem = f"cannot write {path}: {reason(error)}"
+        problem = self.world.first(problem)
+        if problem:
+            raise InputError(problem)
         return InversionError.of(found)
 
 

@@ -1,6 +1,7 @@
 """The i-RevNets of Jacobsen et al., assembled from invertible layers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -137,8 +138,7 @@ class IRevNet(InvertibleNetwork):
         check_number("IRevNet", "num_classes", num_classes, least=0)
         check_number("IRevNet", "in_channels", in_channels, least=1)
         check_blocks("IRevNet", blocks)
-        if any(size % 2 == 0 or size < 1 for size in kernel_sizes) or len(kernel_sizes) != 3:
-            raise ValueError(f"IRevNet: kernel_sizes must be three odd numbers, got {kernel_sizes}.")
+        _check_kernel_sizes(kernel_sizes)
         if not 0 <= dropout < 1:
             raise ValueError(f"IRevNet: dropout must be at least 0 and less than 1, got {dropout}.")
         self.num_classes, self.in_channels, self.dimensions = num_classes, in_channels, dimensions
@@ -174,6 +174,15 @@ class IRevNet(InvertibleNetwork):
                     "The image comes back from net.features(x)."
                 )
         super()._check_features(features)
+
+
+def _check_kernel_sizes(sizes: Any) -> None:
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+        raise TypeError(f"IRevNet: kernel_sizes must be three odd numbers, got {sizes!r}.")
+    for size in sizes:
+        check_number("IRevNet", "kernel_sizes", size)
+    if len(sizes) != 3 or any(size % 2 == 0 or size < 1 for size in sizes):
+        raise ValueError(f"IRevNet: kernel_sizes must be three odd numbers, got {tuple(sizes)}.")
 
 
 def _stream_channels(stages: int, dimensions: int, in_channels: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, get_args, overload
 from torch import nn
 
 from zoo._frozen import frozen
+from zoo._options import check_number
 from zoo.weights import Weights, fetch, load_weights, weights_of
 
 __all__ = ["Config", "Kind", "config_of", "create", "kind_of", "names", "register", "replace_head"]
@@ -195,15 +196,15 @@ def replace_head(net: nn.Module, num_classes: int) -> nn.Module:
         ``net``.
 
     Raises:
-        ValueError: if the number is negative, or the network has no such layer.
+        TypeError: if the number is no integer.
+        ValueError: if it is negative, or the network has no such layer.
 
     Example:
         >>> net = replace_head(create("irevnet_small", num_classes=10), 3)
         >>> net(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 3])
     """
-    if num_classes < 0:
-        raise ValueError(f"zoo.replace_head: num_classes must be at least 0, got {num_classes}.")
+    check_number("zoo.replace_head", "num_classes", num_classes, least=0)
     head = getattr(net, "head", None)
     parent, key = (head, str(len(head) - 1)) if isinstance(head, nn.Sequential) else (net, "fc")
     old = getattr(parent, key, None)

@@ -225,7 +225,7 @@ class Trainer:
         if self.world.main:
             try:
                 act()
-            except InputError as error:
+            except (InputError, OSError) as error:  # the latter of a disk that is full at the very end, say
                 if self.world.size == 1:
                     raise
                 problem = str(error)

@@ -79,4 +79,7 @@ def _rgb(image: Image.Image) -> "np.ndarray[Any, Any]":
     if image.mode.startswith("I"):  # 16 bits per pixel, which "convert" would clip, not scale
         grey = (np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "P":
+        image.load()
+        image.info.pop("transparency", None)  # it is dropped in any case, and Pillow would warn
     return np.array(image.convert("RGB"))

@@ -130,7 +130,13 @@ class ImageTree:
 def _images(folder: Path) -> list[str]:
     """Paths of the image files below, sorted, relative to the folder."""
     found: list[str] = []
-    for parent, _, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [each for each in folders if not _leads_back(Path(parent, each))]
         inside = os.path.relpath(parent, folder)
         found += [os.path.normpath(Path(inside, each)) for each in files if each.lower().endswith(IMG_EXTENSIONS)]
     return sorted(found)
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether it is a link to a folder that it is in itself: all images would be there again, and again in that."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())

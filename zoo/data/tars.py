@@ -26,7 +26,8 @@ class TarShards:
 
     The class of an image is, whichever there is first: what ``labels`` says of its name; a number in a file of the same
     name that ends in ``.cls``, as WebDataset writes it; the folder that it is in; the name of the tar inside the tar,
-    as in ImageNet's own ``ILSVRC2012_img_train.tar``.
+    as in ImageNet's own ``ILSVRC2012_img_train.tar``. Names are the same up to their last dot, or up to the first one,
+    as WebDataset has it; where some images of a tar have a ``.cls`` file, all must have one.
 
     A tar is walked through once. What was found is kept beside it in ``NAME.tar.index.npz``, if that can be written,
     and made anew when the tar's size or time changes.
@@ -186,7 +187,7 @@ def _index(path: Path) -> Arrays:
     return arrays
 
 
-_VERSION = 1
+_VERSION = 2
 
 
 def _walk(file: Any, path: Path) -> Iterator[tuple[int, int, str, str]]:
@@ -194,6 +195,7 @@ def _walk(file: Any, path: Path) -> Iterator[tuple[int, int, str, str]]:
     with tarfile.open(fileobj=file, mode="r:") as tar:
         numbers: dict[str, str] = {}
         images: list[tuple[int, int, str, str]] = []
+        inner: set[int] = set()  # which of these are in tars inside, and have their classes
         for member in tar:
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # it would keep them all
             if member.islnk() or member.issym() or member.issparse():
@@ -205,6 +207,7 @@ def _walk(file: Any, path: Path) -> Iterator[tuple[int, int, str, str]]:
             if extension.lower() == ".tar":
                 for offset, size, name, group in _walk(_Window(file, member.offset_data, member.size), path):
                     inside = group or os.path.basename(stem)  # noqa: PTH119
+                    inner.add(len(images))
                     images.append((member.offset_data + offset, size, f"{member.name}:{name}", inside))
             elif extension.lower() == ".cls":
                 numbers[stem] = _content(tar, member).decode(errors="replace").strip()
@@ -212,8 +215,18 @@ def _walk(file: Any, path: Path) -> Iterator[tuple[int, int, str, str]]:
                 folder = os.path.basename(os.path.dirname(member.name))  # noqa: PTH119, PTH120
                 images.append((member.offset_data, member.size, member.name, folder.strip(".")))
         _check_end(file, tar.offset)
-    for offset, size, name, group in images:
-        yield offset, size, name, numbers.get(os.path.splitext(name)[0], group)  # noqa: PTH122
+    for i, (offset, size, name, group) in enumerate(images):
+        found = None if i in inner else _number(numbers, name)
+        if numbers and found is None and i not in inner:  # WebDataset's folders are no classes
+            raise InputError(f"no class for {path}:{name}: it has no .cls file, and others in this tar have one")
+        yield offset, size, name, group if found is None else found
+
+
+def _number(numbers: Mapping[str, str], name: str) -> str | None:
+    """What the ``.cls`` file of an image says, if there is one."""
+    folder, file = os.path.split(name)
+    key = os.path.join(folder, file.partition(".")[0])  # noqa: PTH118
+    return numbers.get(os.path.splitext(name)[0], numbers.get(key))  # noqa: PTH122
 
 
 def _check_end(file: Any, offset: int) -> None:
