@@ -27,6 +27,7 @@ from zoo import plots
 from zoo.arguments import byte_count, count, positive, rate, share, workers
 from zoo.augment import Preparation
 from zoo.building import build, find_device, load_net
+from zoo.checkpoints import CHECKPOINTS
 from zoo.configuring import default_device, fresh, prepared, recipe_of
 from zoo.courses import courses_of
 from zoo.data import open_data
@@ -40,7 +41,7 @@ from zoo.recipes import RECIPES
 from zoo.run import AUTOCAST, BACKPROP, GRIDS
 from zoo.schedule import steps, warmup_steps
 from zoo.stopping import Interrupted, Terminated, stopping
-from zoo.training import CHECKPOINTS, Trainer
+from zoo.training import Trainer
 
 INVERT_TAKES = {"invert", "resume", "model", "size", "grid", "device", "seed", "output", "recipe"}
 PICTURES = 10  # as many as fit side by side

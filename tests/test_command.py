@@ -213,6 +213,10 @@ WRONG = [
         "error: taken holds a run already; go on with it without --resume never, or choose another one",
     ),
     (
+        ["--output", "left", "--resume", "never"],
+        "error: left holds a run already; go on with it without --resume never",
+    ),
+    (
         ["--output", "taken", "--seed", "4", "--batch-size", "32"],
         "error: taken holds a run of another configuration "
         "(batch_size: 64, now 32; lr: 0.1, now 0.05; seed: 0, now 4); choose another --output, or add --allow-change",
@@ -246,6 +250,7 @@ def mess(tmp_path_factory):
     for name, size in (("taken", 1), ("two", 2)):
         (folder / name).mkdir()
         Run(RECIPES["digits"], world_size=size).save(folder / name / "config.json")
+    (folder / "left/checkpoints/step_000000005").mkdir(parents=True)  # a run's, whose configuration somebody removed
     (folder / "other").mkdir()
     (folder / "other/config.json").write_text("{}")
     Image.new("RGB", (32, 32)).save(folder / "photo.png")

@@ -51,6 +51,17 @@ def test_of_averaged_weights_it_is_their_evaluation():
     assert labels == ["training", "validation, averaged weights"]
 
 
+def test_an_average_that_begins_later_is_shown_from_there_on():
+    some = list(rows())
+    for row in some[len(some) // 2 :]:
+        if row["kind"] == "validation":
+            row |= {"ema_loss": 0.5, "ema_top1": 99.0}
+    found = course_of(some)
+    assert found.averaged
+    assert found.validation_top1 == (10.0, 20.0, 30.0, 99.0, 99.0, 99.0)
+    assert found.validation_loss == (1 / 5, 1 / 10, 1 / 15, 0.5, 0.5, 0.5)
+
+
 def test_a_row_of_something_else_is_refused(tmp_path):
     with pytest.raises(InputError, match="a line is no row of a training run: 'loss'"):
         course_of([{"kind": "train", "step": 1}])

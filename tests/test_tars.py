@@ -142,6 +142,19 @@ def test_webdatasets_numbers_go_before_its_folders(tmp_path):
         TarShards([tmp_path / "b.tar"])
 
 
+def test_what_was_added_under_the_same_name_counts(tmp_path):
+    """As ``tar --append`` and ``--update`` leave it, and ``tar --extract`` reads it."""
+    (tmp_path / "a.tar").write_bytes(tar_of({"cat/1.jpg": jpeg(1), "cat/2.jpg": jpeg(2), "dog/1.jpg": jpeg(3)}))
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        member = tarfile.TarInfo("cat/1.jpg")
+        member.size = len(jpeg(4))
+        tar.addfile(member, io.BytesIO(jpeg(4)))
+    source = TarShards([tmp_path / "a.tar"])
+    found = {source.name(i).rpartition(":")[2]: source.read(i) for i in range(len(source))}
+    assert found == {"cat/1.jpg": jpeg(4), "cat/2.jpg": jpeg(2), "dog/1.jpg": jpeg(3)}
+    assert len(source) == 3
+
+
 def test_the_index_is_made_anew_when_the_tar_changes(tmp_path, monkeypatch):
     path = tmp_path / "train-0.tar"
     path.write_bytes(tar_of({"cat/a.jpg": jpeg(0)}))

@@ -17,7 +17,10 @@ from torch import Tensor
 
 from zoo.errors import InputError, reason
 
-__all__ = ["Checkpoint", "Keep", "any_left", "load", "mark_best", "name_of", "names", "save", "write"]
+__all__ = ["CHECKPOINTS", "Checkpoint", "Keep", "any_left", "load", "mark_best", "name_of", "names", "save", "write"]
+
+CHECKPOINTS = "checkpoints"
+"""The folder of the checkpoints in that of a run."""
 
 _PREFIX, _PARTIAL, _OLD, _DAMAGED = "step_", ".partial-", ".old-", "damaged-"
 _WEIGHTS, _AVERAGE, _STATE, _META = "model.safetensors", "ema.safetensors", "state.pt", "meta.json"

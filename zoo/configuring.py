@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from zoo.checkpoints import CHECKPOINTS, any_left
 from zoo.distributed import World
 from zoo.errors import InputError
 from zoo.recipes import RECIPES, Recipe
@@ -180,10 +181,11 @@ def _processes(count: int) -> str:
 
 def _refuse_other(run: Run, folder: Path, *, anew: bool, allow: bool) -> bool:
     """Whether the folder holds a run of another configuration, which is to go on all the same."""
-    if not (folder / "config.json").exists():
-        return False
-    if anew:
+    known = (folder / "config.json").exists()
+    if anew and (known or any_left(folder / CHECKPOINTS)):
         raise InputError(f"{folder} holds a run already; go on with it without --resume never, or choose another one")
+    if not known:
+        return False
     changed = differences(Run.load(folder / "config.json"), run)
     if changed and not allow:
         raise InputError(

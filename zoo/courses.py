@@ -61,15 +61,16 @@ def course_of(rows: Sequence[Mapping[str, Any]], *, window: int = 100) -> Course
     try:
         training = [row for row in rows if row["kind"] == "train" and row["loss"] is not None]
         validation = [row for row in rows if row["kind"] == "validation"]
-        average = "ema_" if validation and "ema_loss" in validation[0] else ""
+        average = any("ema_loss" in row for row in validation)
+        of = ["ema_" if "ema_loss" in row else "" for row in validation]  # it may begin after the first epochs
         return Course(
             tuple(row["step"] for row in training),
             tuple(moving_average(training, "loss", window)),
             tuple(moving_average(training, "top1", window)),
             tuple(row["step"] for row in validation),
-            tuple(row[f"{average}loss"] for row in validation),
-            tuple(row[f"{average}top1"] for row in validation),
-            bool(average),
+            tuple(row[f"{prefix}loss"] for prefix, row in zip(of, validation, strict=True)),
+            tuple(row[f"{prefix}top1"] for prefix, row in zip(of, validation, strict=True)),
+            average,
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"a line is no row of a training run: {error}") from None

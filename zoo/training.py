@@ -14,7 +14,7 @@ from safetensors.torch import save as serialized
 from zoo import checkpoints, plots
 from zoo.books import Books
 from zoo.building import find_device, make_deterministic
-from zoo.checkpoints import Checkpoint, Keep
+from zoo.checkpoints import CHECKPOINTS, Checkpoint, Keep
 from zoo.courses import courses_of
 from zoo.data import (
     Batch,
@@ -38,10 +38,7 @@ from zoo.run import Run
 from zoo.schedule import learning_rate, steps
 from zoo.stopping import FAILED, INTERRUPTED, Interrupted, Stop, Terminated
 
-__all__ = ["CHECKPOINTS", "REPORT", "Trainer"]
-
-CHECKPOINTS = "checkpoints"
-"""The folder of the checkpoints in that of a run."""
+__all__ = ["REPORT", "Trainer"]
 
 REPORT = "report.json"
 """What is there when all is done, and evaluated."""

@@ -215,7 +215,10 @@ def _walk(file: Any, path: Path) -> Iterator[tuple[int, int, str, str]]:
                 folder = os.path.basename(os.path.dirname(member.name))  # noqa: PTH119, PTH120
                 images.append((member.offset_data, member.size, member.name, folder.strip(".")))
         _check_end(file, tar.offset)
+    last = {name: i for i, (_, _, name, _) in enumerate(images)}  # of two of one name, as "tar -r" leaves them
     for i, (offset, size, name, group) in enumerate(images):
+        if last[name] != i:
+            continue
         found = None if i in inner else _number(numbers, name)
         if numbers and found is None and i not in inner:  # WebDataset's folders are no classes
             raise InputError(f"no class for {path}:{name}: it has no .cls file, and others in this tar have one")
