@@ -184,6 +184,57 @@ def test_an_optimizer_may_have_attributes_of_its_own():
         net(torch.ones(1, 2)).sum().backward()
 
 
+class Momentum(torch.optim.Optimizer):
+    """Keeps outside its state that it has begun: a flag, a tensor that it counts in, an attribute made on the way."""
+
+    def __init__(self, parameters, kind):
+        super().__init__(parameters, {})
+        self.kind, self.begun, self.count, self.mean = kind, False, torch.zeros(()), None
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if not self.begun:
+            self.state.update((p, {"moment": torch.zeros_like(p)}) for p in parameters)
+            self.begun = True
+        if self.kind == "tensor":
+            self.count += 1
+        elif self.kind == "new":
+            self.steps = getattr(self, "steps", 0) + 1
+        elif self.kind == "none":
+            self.mean = torch.ones(())
+        for p in parameters:
+            if p.grad is not None:
+                p.sub_(self.state[p]["moment"].mul_(0.9).add_(p.grad), alpha=0.1)
+
+
+def test_a_flag_that_it_has_begun_is_kept_for_each_parameter():
+    """It was reset before each update, and with it what the optimiser sets up once: moments were zero again."""
+    found = []
+    for inside in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        optimizer = Momentum(net.parameters(), "flag")
+        steps = StepInBackward(optimizer) if inside else None
+        for i in range(5):
+            if steps is not None and i == 3:
+                steps.remove()
+            net(torch.ones(1, 2)).square().sum().backward()
+            if steps is None or i >= 3:
+                optimizer.step()
+            optimizer.zero_grad()
+        found.append(net[0].weight.detach().clone())
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(("kind", "key"), [("tensor", "count"), ("new", "steps"), ("none", "mean")])
+def test_whatever_an_optimizer_counts_in_is_refused(kind, key):
+    net = nn.Linear(2, 2)
+    StepInBackward(Momentum(net.parameters(), kind))
+    with pytest.raises(TypeError, match=f"each parameter alone, but Momentum changes its attribute '{key}' at each"):
+        net(torch.ones(1, 2)).sum().backward()
+
+
 def test_what_it_refuses():
     net = nn.Linear(2, 2)
     with pytest.raises(TypeError, match=r"StepInBackward: optimizer must be one of torch\.optim, got str"):

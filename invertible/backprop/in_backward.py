@@ -62,6 +62,7 @@ class StepInBackward:
         self._optimizer, self._one = optimizer, copy.copy(optimizer)
         self._torchs = {*vars(self._one), "step"}  # what a copy has, and what a scheduler has put there
         self._group = {p: i for i, p in groups}
+        self._flags: dict[Tensor, dict[str, bool]] = {p: {} for p in self._group}  # "has begun", of each alone
         self._handles: list[RemovableHandle] = [
             p.register_post_accumulate_grad_hook(self._update) for p in self._group if p.requires_grad
         ]
@@ -70,6 +71,8 @@ class StepInBackward:
         """Leaves the gradients where they are from now on."""
         for handle in self._handles:
             handle.remove()
+        for flags in self._flags.values():
+            vars(self._optimizer).update(flags)
 
     @torch.no_grad()
     def _update(self, parameter: Tensor) -> None:
@@ -77,14 +80,20 @@ class StepInBackward:
         whole = self._optimizer.param_groups[self._group[parameter]]
         group: dict[str, Any] = {**whole, "params": [parameter]}
         attributes = {key: value for key, value in vars(self._optimizer).items() if key not in self._torchs}
-        vars(self._one).update(attributes)  # a copy of an optimiser has none of its own, and they may have changed
+        one = vars(self._one)  # a copy of an optimiser has no attributes of its own, and they may have changed
+        one.update(attributes | self._flags[parameter])
+        own = {key: (value, _writes(value)) for key, value in one.items() if key not in self._torchs}
         self._one.param_groups, self._one.state = [group], self._optimizer.state  # loading a state replaces both
         self._one.step()
         for key, value in group.items():
             if key != "params" and value is not whole.get(key):
                 raise self._changed(f"{key!r} of the whole group")
-        for key, value in attributes.items():
-            if type(value) in (int, float) and vars(self._one).get(key) != value:
+        for key, (value, writes) in own.items():
+            now = one.get(key)
+            if isinstance(value, bool) and isinstance(now, bool):
+                if now is not value:
+                    self._flags[parameter][key] = now
+            elif _writes(value) != writes or _counts(value, now):
                 raise self._changed(f"its attribute {key!r}")
         parameter.grad = None
 
@@ -93,3 +102,14 @@ class StepInBackward:
             f"StepInBackward: the optimizer must update each parameter alone, but {type(self._one).__name__} changes "
             f"{what} at each step."
         )
+
+
+def _writes(value: Any) -> int:
+    return value._version if isinstance(value, Tensor) else 0
+
+
+def _counts(before: Any, now: Any) -> bool:
+    """Whether an attribute that had a value has another one; what is neither a number nor a tensor may be a cache."""
+    if now is before or not (before is None or isinstance(before, int | float | Tensor)):
+        return False
+    return isinstance(before, Tensor) or isinstance(now, Tensor) or now != before
