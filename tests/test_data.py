@@ -495,6 +495,15 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path):
     assert names == ["cat/a.png", "cat/also/a.png", "dog/young/a.png"]
 
 
+def test_links_between_two_folders_are_no_endless_circle(tmp_path):
+    """Each leads elsewhere, and the two together back; with two more of them the start hung."""
+    good = tree(tmp_path / "good", ["cat/in", "dog"])
+    (good / "cat" / "in" / "a").symlink_to(good / "dog")
+    (good / "dog" / "a").symlink_to(good / "cat")
+    names = [os.path.relpath(ImageTree(good).name(i), good) for i in range(len(ImageTree(good)))]
+    assert names == ["cat/in/a.png", "cat/in/a/a.png", "dog/a.png", "dog/a/in/a.png"]
+
+
 # The command
 
 

@@ -130,13 +130,19 @@ class ImageTree:
 def _images(folder: Path) -> list[str]:
     """Paths of the image files below, sorted, relative to the folder."""
     found: list[str] = []
+    passed: dict[str, tuple[Path, ...]] = {}  # where the links that have led to a folder were
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [each for each in folders if not _leads_back(Path(parent, each))]
+        real = Path(parent).resolve()
+        before = (*passed.pop(parent, ()), real)
+        links = {each for each in folders if Path(parent, each).is_symlink()}
+        folders[:] = [each for each in folders if each not in links or not _leads_back(real / each, before)]
+        passed |= {os.path.join(parent, each): before if each in links else before[:-1] for each in folders}  # noqa: PTH118
         inside = os.path.relpath(parent, folder)
         found += [os.path.normpath(Path(inside, each)) for each in files if each.lower().endswith(IMG_EXTENSIONS)]
     return sorted(found)
 
 
-def _leads_back(folder: Path) -> bool:
-    """Whether it is a link to a folder that it is in itself: all images would be there again, and again in that."""
-    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+def _leads_back(link: Path, before: tuple[Path, ...]) -> bool:
+    """Whether it leads to a folder that one of these is in: all images would be there again, and again in that."""
+    target = link.resolve()
+    return any(each.is_relative_to(target) for each in before)
