@@ -155,6 +155,18 @@ def test_what_was_added_under_the_same_name_counts(tmp_path):
     assert len(source) == 3
 
 
+def test_what_was_added_is_known_by_its_path_and_a_tar_counts_as_a_whole(tmp_path):
+    before = {"./cat/1.jpg": jpeg(1), "dog.tar": tar_of({"1.jpg": jpeg(2), "2.jpg": jpeg(3)})}
+    (tmp_path / "a.tar").write_bytes(tar_of(before))
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        for name, content in (("cat/1.jpg", jpeg(4)), ("dog.tar", tar_of({"1.jpg": jpeg(5)}))):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    source = TarShards([tmp_path / "a.tar"])
+    assert [source.read(i) for i in range(len(source))] == [jpeg(4), jpeg(5)]
+
+
 def test_the_index_is_made_anew_when_the_tar_changes(tmp_path, monkeypatch):
     path = tmp_path / "train-0.tar"
     path.write_bytes(tar_of({"cat/a.jpg": jpeg(0)}))

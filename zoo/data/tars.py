@@ -195,7 +195,8 @@ def _walk(file: Any, path: Path) -> Iterator[tuple[int, int, str, str]]:
     with tarfile.open(fileobj=file, mode="r:") as tar:
         numbers: dict[str, str] = {}
         images: list[tuple[int, int, str, str]] = []
-        inner: set[int] = set()  # which of these are in tars inside, and have their classes
+        inner: dict[int, str] = {}  # which of these are in tars inside, and have their classes
+        begins: dict[str, int] = {}  # at which of these the last tar of each name begins
         for member in tar:
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # it would keep them all
             if member.islnk() or member.issym() or member.issparse():
@@ -205,9 +206,10 @@ def _walk(file: Any, path: Path) -> Iterator[tuple[int, int, str, str]]:
                 continue
             stem, extension = os.path.splitext(member.name)  # noqa: PTH122 (a name in a tar)
             if extension.lower() == ".tar":
+                begins[member.name] = len(images)
                 for offset, size, name, group in _walk(_Window(file, member.offset_data, member.size), path):
                     inside = group or os.path.basename(stem)  # noqa: PTH119
-                    inner.add(len(images))
+                    inner[len(images)] = member.name
                     images.append((member.offset_data + offset, size, f"{member.name}:{name}", inside))
             elif extension.lower() == ".cls":
                 numbers[stem] = _content(tar, member).decode(errors="replace").strip()
@@ -215,9 +217,10 @@ def _walk(file: Any, path: Path) -> Iterator[tuple[int, int, str, str]]:
                 folder = os.path.basename(os.path.dirname(member.name))  # noqa: PTH119, PTH120
                 images.append((member.offset_data, member.size, member.name, folder.strip(".")))
         _check_end(file, tar.offset)
-    last = {name: i for i, (_, _, name, _) in enumerate(images)}  # of two of one name, as "tar -r" leaves them
+    # Of two of one name, as "tar -r" leaves them, which may have been given "./cat" the second time.
+    last = {os.path.normpath(name): i for i, (_, _, name, _) in enumerate(images)}
     for i, (offset, size, name, group) in enumerate(images):
-        if last[name] != i:
+        if last[os.path.normpath(name)] != i or (i in inner and i < begins[inner[i]]):
             continue
         found = None if i in inner else _number(numbers, name)
         if numbers and found is None and i not in inner:  # WebDataset's folders are no classes
