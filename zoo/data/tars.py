@@ -187,7 +187,7 @@ def _index(path: Path) -> Arrays:
     return arrays
 
 
-_VERSION = 2
+_VERSION = 3
 
 
 def _walk(file: Any, path: Path) -> Iterator[tuple[int, int, str, str]]:
