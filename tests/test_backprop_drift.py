@@ -161,6 +161,22 @@ def test_a_function_that_does_not_repeat_itself_is_found_in_every_layer(bad, opt
         assert said.format(bad + 1) in str(caught.value)
 
 
+class Growing(Ramp):
+    """Another function in each run, by far."""
+
+    def forward(self, x):
+        return super().forward(x) * 1000**self.steps
+
+
+def test_locate_says_of_an_anchor_that_it_returned_something_else():
+    """What had entered it was kept, and a layer before it is further off."""
+    functions = [nn.Linear(4, 4), Growing(4, 4), Ramp(4, 4), nn.Linear(4, 4)]
+    options = Reconstruct(anchor_every=3, locate=True)
+    net = Sequential(inv.Split(), *map(Coupling, functions), inv.Merge(), backprop=options)
+    with pytest.raises(DriftError, match=r"the first bad one is what was returned again by layer '3', Coupling\(\)"):
+        net(torch.randn(3, 8)).square().sum().backward()
+
+
 class Once(nn.Module):
     """Is another function at one element, in its first run."""
 

@@ -203,7 +203,8 @@ class _Figures:
         where = ""
         if self.strategy.locate:
             first = next(i for i, f in enumerate(figures) if not f <= self.strategy.drift_warn)
-            where = f" From the output, the first bad one enters {self._place(first)}: {figures[first]:.0e}."
+            does = "is what was returned again by" if self.places[first].again else "enters"
+            where = f" From the output, the first bad one {does} {self._place(first)}: {figures[first]:.0e}."
         locate = "" if self.strategy.locate else " Reconstruct(locate=True) names the layer."
         who = f"{type(self.net).__name__}: the reconstructed inputs are off by {worst:.0e} (relative)"
         fix = f" Keep more: Reconstruct(anchor_every=10) or Store().{locate}"
