@@ -49,7 +49,7 @@ class InexactInverseError(DriftError):
 
 
 class NondeterministicBlockError(InexactInverseError):
-    """On a grid, a layer did not repeat its bits: which one, ``Reconstruct(locate=True)`` was asked to say."""
+    """On a grid, a layer did not repeat its bits; it is named: by ``Reconstruct(locate=True)``, or as its input was kept."""
 
 
 class Probes:
@@ -195,6 +195,10 @@ class _Figures:
             )
         rule = "a function must repeat its bits, and draw random numbers from torch's global generator only"
         advice = "Skip the step, or keep the activations: Store()."
+        if self.places[first].again:
+            net, place = type(self.net).__name__, self._place(first)
+            again = "was run again on the same input and did not return the same bits"
+            return NondeterministicBlockError(f"{net}: {place}, {again}{size}: {rule}. {advice}")
         if not self.strategy.locate:
             return InexactInverseError(f"{who}{size}: {rule}. {advice} Reconstruct(locate=True) names the layer.")
         return NondeterministicBlockError(f"{who}{size} at {self._place(first)}: {rule}. {advice}")

@@ -224,7 +224,7 @@ def _walk(file: Any, path: Path) -> Iterator[tuple[int, int, str, str]]:
             continue
         found = None if i in inner else _number(numbers, name)
         if numbers and found is None and i not in inner:  # WebDataset's folders are no classes
-            raise InputError(f"no class for {path}:{name}: it has no .cls file, and others in this tar have one")
+            raise InputError(f"no class for {path}:{name}: it has no .cls file, and there are some in this tar")
         yield offset, size, name, group if found is None else found
 
 
