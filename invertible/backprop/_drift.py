@@ -49,7 +49,7 @@ class InexactInverseError(DriftError):
 
 
 class NondeterministicBlockError(InexactInverseError):
-    """On a grid, a layer did not repeat its bits; it is named: by ``Reconstruct(locate=True)``, or as its input was kept."""
+    """On a grid, a layer did not repeat its bits, and is named: under ``locate=True``, or as its input was kept."""
 
 
 class Probes:
