@@ -33,8 +33,6 @@ from invertible.testing import measure_memory
 from tests import networks
 from tests.networks import METHODS, UsersAffine, assert_same, draw_network, function, outcome
 
-TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
-
 
 class Dense(nn.Sequential):
     """Kernels without workspaces, so that the allocator sees tensors only."""
@@ -1023,8 +1021,7 @@ def test_odd_functions_and_surroundings():
     torch.manual_seed(0)
     odd = [
         nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4)), nn.Tanh()),
-        # Torch 2.11 reads its count of batches even without data, and Budget raises there.
-        nn.Sequential(nn.BatchNorm1d(4, momentum=None if TORCH >= (2, 14) else 0.1), nn.Linear(4, 4)),
+        nn.Sequential(nn.BatchNorm1d(4, momentum=None), nn.Linear(4, 4)),
         Sequential(inv.Split(), Coupling(nn.Linear(2, 2)), inv.Merge(), backprop=Recompute()),
     ]
     x = torch.randn(8, 8)
